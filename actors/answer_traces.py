@@ -50,6 +50,14 @@ class AnswerTraces:
         elif (trace := self._traces.pop(message.recorder, None)) is not None:
             trace.sink.flush()
 
+    def left(self, recorder: str, now: float, *, whole: bool) -> None:
+        """A replica has left, and was told all replies to its requests; `whole`: they are all there were."""
+        trace = self._traces.pop(recorder, None)
+        if trace is not None:
+            if whole:
+                trace.sink.emit(AnswersClosed(trace.num_answered, now))
+            trace.sink.flush()
+
     def give_up(self) -> None:
         """An actor in front of several replicas is gone, and they may not hear of it: their traces do not say how many
         replies there were. A replica that is the only one hears of it from the gateway."""

@@ -28,6 +28,7 @@ What a message needs of the loop:
 
 * *{Needs.NOTHING}*: it only looks;
 * *{Needs.BETWEEN_STEPS}*: no step is being planned while it is done; steps may be in flight;
+* *{Needs.ROUTER}*: it is done by the router in front of several replicas, and changes nothing that these decide;
 * *{Needs.WORKER}*: it is done by the worker, between two steps, and changes nothing that the loop decides;
 * *{Needs.REST}*: nothing waits, runs or is in flight, or the engine is paused and whoever waits owns no memory; its
   `timeout` says how long to wait for that.

@@ -58,6 +58,8 @@ class Needs(StrEnum):
     """It only looks, at the scheduler."""
     BETWEEN_STEPS = "between steps"
     """No step is being planned; steps may be in flight."""
+    ROUTER = "the router"
+    """It is done by the router, and changes nothing that any loop decides."""
     WORKER = "the worker"
     """It is done by the worker, between two steps, and changes nothing that the loop decides."""
     REST = "rest"
@@ -129,6 +131,8 @@ class Row:
     by_worker: Callable[[Worker, Any], Outcome] | None = None
     """Does what is asked of the worker, which gets the message in place of the scheduler, between two steps. It changes
     nothing that the loop decides."""
+    at_router: bool = False
+    """The router does it; where there is none, `look` says why it cannot be done."""
     at_stager: bool = False
     """The stager gets the message in place of the scheduler, and answers it."""
     body: type[msgspec.Struct] | None = None
@@ -188,6 +192,8 @@ class Row:
     def needs(self) -> Needs:
         if self.by_worker is not None:
             return Needs.WORKER
+        if self.at_router:
+            return Needs.ROUTER
         if not issubclass(self.message, Order):
             return Needs.NOTHING
         return Needs.REST if self.message.at_rest else Needs.BETWEEN_STEPS

@@ -6,13 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
-from pawl.actors.control import Ask
+from pawl.actors.control import Ask, row_of
+from pawl.actors.fleet_size import FleetSize
 from pawl.actors.joining import Joining
 from pawl.actors.messages.adapters import AdaptersNamed
-from pawl.actors.messages.control import Stalled
-from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaJoined, ReplicaUp
+from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.replicas import (
+    NoneLeft,
+    NotReplaced,
+    Parted,
+    ReplicaFailed,
+    ReplicaJoined,
+    ReplicaLeft,
+    ReplicaUp,
+)
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load
@@ -20,12 +30,16 @@ from pawl.actors.prefillers import Prefillers
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import NOBODY, Replica, named_by_all, slowest, that_needs
 from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.scaling import Rule
 from pawl.actors.starter import Starter
 from pawl.loops.orders.requests import Drain
+from pawl.loops.orders.weight_groups import JoinWeightGroup
 
 log = structlog.get_logger("pawl.router")
 
 STARTING = "a replica is being started again"
+LEAVING = "a replica leaves, and would not be in the group for long: try again once it is gone"
+STOPPING = "the server is shutting down"
 OTHER_WEIGHTS = "it serves other weights than those that serve here: they were changed where they were read from"
 
 
@@ -38,12 +52,15 @@ class Fleet:
         replicas: Sequence[Names],
         starter: Starter,
         place_again: Callable[[int], None],
+        num_open: Callable[[], int],
         *,
+        rule: Rule | None,
         linked: bool,
     ) -> None:
-        """`actor` sends for it; `place_again` is called with the number of one that is lost, or with NOBODY when there
-        is another one, or will be none: requests that it has, or nobody, are to be given away. `linked`: each lives in
-        a process of its own."""
+        """`actor` sends for it; `place_again` is called with the number of one that is lost, or leaves, or with NOBODY
+        when there is another one, or will be none: requests that it has, or nobody, are to be given away. `num_open` is
+        the load, by which `rule` says how many there are; None: as many as now. `linked`: each lives in a process of
+        its own."""
         self.replicas = {each.replica: Replica(each) for each in replicas if each.role != PREFILL}
         """By number, those that take requests."""
         self.prefillers = Prefillers(actor, replicas, self._replace, self.replicas, linked=linked)
@@ -55,27 +72,42 @@ class Fleet:
         self._place_again = place_again
         self._joining = Joining(self.questions, self._up, self._refused)
         self.questions.ordered = self._joining.ordered
-        self._num_starting = 0
-        """Of those that take requests, how many are started, or join."""
+        rule = rule or Rule(len(self.replicas), len(self.replicas))
+        self.size = FleetSize(actor, self.replicas, rule, self._add, self._left, self._is_busy, num_open)
+        self.size.why_fixed = lambda: self.questions.fixed
+        self._role = next(iter(self.replicas.values())).names.role
+        self._parting: dict[int, Replica] = {}
+        """Those that have left, of which something is still to be told to clients."""
         self._draining: Drain | None = None
 
     def started(self) -> None:
         """Tell who takes requests."""
         for replica in self.replicas.values():
             self._send_gateway(ReplicaJoined(replica.names.recorder))
+        self.size.tell()
         self.prefillers.started()
 
     def loads(self) -> list[Load]:
-        """In rising order of the replicas' numbers."""
-        return [self.replicas[number].load for number in sorted(self.replicas)]
+        """Of those that take requests, in rising order of the replicas' numbers."""
+        return [replica.load for replica in self.size.taking]
 
     def ask(self, message: Ask) -> None:
         """A question or an order of the gateway."""
-        self.questions.ask(message, self.lost or STARTING)
+        if row_of(message.message).at_router:
+            why_not = self.lost or (STOPPING if self._draining else "")
+            self._reply(message, self.size.order(message.message, why_not))
+        elif isinstance(message.message, JoinWeightGroup) and self.size.leaving:
+            self._reply(message, Reply(0, False, LEAVING))
+        else:
+            self.questions.ask(message, self.lost or STARTING)
+
+    def _reply(self, to: Ask, reply: Reply) -> None:
+        self._actor.context.send(to.reply_to, msgspec.structs.replace(reply, ticket=to.ticket))
 
     def drain(self, message: Drain) -> None:
         """No more requests come, and no replicas."""
         self._draining = message
+        self.size.on_load = False
         for replica in self.replicas.values():
             self._actor.context.send(replica.names.scheduler, message, Lane.CONTROL)
 
@@ -105,10 +137,43 @@ class Fleet:
             case ReplicaFailed(reason, role):
                 self._not_replaced(f"a replica could not be started again: {reason}")
                 if role != PREFILL:
-                    self._num_starting -= 1
+                    self.size.failed()
+                    self.size.settle_for_less()
                     self._settle("a replica that was started", reason)
             case Down(name, reason):
                 self._down(name, reason)
+        self.size.tell()
+
+    def parted(self, message: Parted) -> None:
+        """Its clients have had all."""
+        parting = self._parting.pop(message.replica, None)
+        if parting is not None:
+            self._starter.end(parting.names)
+
+    def _left(self, replica: Replica) -> None:
+        """It leaves: it is none of these any more. What it has goes on in others."""
+        del self.replicas[replica.number]
+        self.prefillers.decoder_down(replica, "it leaves")
+        self._parting[replica.number] = replica
+        log.info("a replica has left", replica=replica.number, open=replica.num_open)
+        whole = not self._is_busy(replica)
+        self._send_gateway(ReplicaLeft(replica.number, replica.names.recorder, whole))
+        self._not_among(replica, "its replica has left")
+        self._place_again(replica.number)
+        self.size.tell()
+
+    def _is_busy(self, replica: Replica) -> bool:
+        """It has requests, or is at what it was ordered."""
+        return bool(replica.num_open) or self.questions.waits_for(replica.number)
+
+    def _not_among(self, gone: Replica, why: str) -> None:
+        """What follows for those that are left."""
+        self._send_gateway(slowest(self.replicas))  # it may have been the one that is gone, which says nothing any more
+        self.questions.lost(gone.number, why)
+
+    def _add(self) -> str:
+        """Start one more. Why that cannot be, if so."""
+        return self.questions.present.untellable or self._starter.add(self._role)
 
     def _up(self, replica: Replica) -> None:
         """It is as the others are."""
@@ -118,13 +183,13 @@ class Fleet:
         if any(each.weights != replica.weights for each in self.replicas.values()):
             self._refused(replica, OTHER_WEIGHTS)
             return
-        self._num_starting -= 1
         self.replicas[replica.number] = replica
         if any(each.adapters for each in self.replicas.values()):
             self._send_gateway(named_by_all(self.replicas))
         self.prefillers.decoder_up(replica)
         if self._draining is not None:
             self._actor.context.send(replica.names.scheduler, self._draining, Lane.CONTROL)
+        self.size.joined()
         self._place_again(NOBODY)
 
     def _down(self, name: str, reason: str) -> None:
@@ -134,6 +199,9 @@ class Fleet:
             self._give_up(joining, name, reason)
         elif (replica := that_needs(self.replicas, name)) is not None:
             self._lose(replica, name, reason)
+        elif (parting := that_needs(self._parting, name)) is not None:
+            self._send_gateway(parting.lost(name, reason))
+            self.parted(Parted(parting.number))
         else:
             log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
@@ -144,10 +212,10 @@ class Fleet:
     def _give_up(self, joining: Replica, name: str, reason: str, why_not: str = "") -> None:
         """One that did not take part yet."""
         log.error("a replica that joins is lost", replica=joining.number, actor=name, reason=reason)
+        if joining.names.role != PREFILL:
+            self.size.failed()
         self._replace(joining, why_not)
         self._send_gateway(joining.lost(name, reason))
-        if joining.names.role != PREFILL:
-            self._num_starting -= 1
         self.questions.lost(joining.number, f"{name} is gone: {reason}")
         self._settle(name, reason)
 
@@ -156,29 +224,33 @@ class Fleet:
         del self.replicas[replica.number]
         self.prefillers.decoder_down(replica, f"{name} is gone: {reason}")
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
+        self.size.call_back()
         self._replace(replica)
         self._send_gateway(replica.lost(name, reason))
-        self._send_gateway(slowest(self.replicas))  # it may have been the lost one, which says nothing any more
-        self.questions.lost(replica.number, f"{name} is gone: {reason}")
+        self._not_among(replica, f"{name} is gone: {reason}")
         self._settle(name, reason)
         self._place_again(replica.number)
 
     def _replace(self, lost: Replica, why_not: str = "") -> None:
-        """Have another one started in its place, or tell why that cannot be."""
+        """Have another one started in its place, if one is missing, or tell why that cannot be."""
+        if lost.names.role != PREFILL and self.size.num_missing <= 0:
+            self._starter.restart(lost.names, why_not="as many as are wanted are there")
+            return
         why_not = why_not or ("the server drains" if self._draining else self.questions.present.untellable)
         why_not = self._starter.restart(lost.names, why_not=why_not)
         if why_not:
             self._not_replaced(f"replica {lost.number} is lost, and none is started in its place: {why_not}")
         elif lost.names.role != PREFILL:
-            self._num_starting += 1
+            self.size.num_starting += 1
 
     def _not_replaced(self, reason: str) -> None:
         log.error("one replica less serves from now on", reason=reason)
+        self.size.settle_for_less()
         self._send_gateway(NotReplaced(reason))
 
     def _settle(self, name: str, reason: str) -> None:
         """Where nobody is left, and nobody is to come, all is over."""
-        if not self.replicas and not self._num_starting and not self.lost:
+        if not self.replicas and not self.size.num_starting and not self.lost:
             self.lost = f"{name} is gone: {reason}"
             self._send_gateway(NoneLeft(name, reason))
             self._starter.over(name, reason)

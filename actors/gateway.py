@@ -17,19 +17,12 @@ from pawl.actors.adapter_names import renamed, unknown_adapter
 from pawl.actors.answer_traces import AnswerTraces
 from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.control import row_of
+from pawl.actors.known_replicas import KnownReplicas
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import (
-    FromReplica,
-    FromRouter,
-    NoneLeft,
-    NotReplaced,
-    Placed,
-    ReplicaJoined,
-    ReplicaLost,
-)
+from pawl.actors.messages.replicas import FromReplica, FromRouter, NoneLeft
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
@@ -90,8 +83,7 @@ class Gateway(Actor):
         """Memory that is not resident: no step is planned."""
         self.weights: WeightsServed | None = None
         """What is served since an update of the weights."""
-        self.not_replaced: list[str] = []
-        """Why fewer replicas serve than were started, one reason for each."""
+        self.replicas = KnownReplicas(self, self.requests, self.trace, self.trace_losses)
         self.adapters: dict[str, Named] = {}
         """Those that requests may name."""
         self.unloaded: dict[str, Named] = {}
@@ -224,15 +216,6 @@ class Gateway(Actor):
                 self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
             case MemoryReleased(tags):
                 self.released = tags
-            case Placed(request, recorder):
-                self.requests.placed(request, recorder)
-            case ReplicaJoined() | ReplicaLost():
-                if self.trace is not None:
-                    self.trace.replica(message)
-                if isinstance(message, ReplicaLost):
-                    self.trace_losses.give_up(message.gone)
-            case NotReplaced(reason):
-                self.not_replaced.append(reason)
             case NoneLeft(name, reason):
                 self._lose(name, reason)
             case Pulse(sent_at):
@@ -247,6 +230,8 @@ class Gateway(Actor):
                     if self.trace is not None and self.trace.goes_to(name):
                         self.trace_losses.recorder_gone(name, reason)
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
+            case _:
+                self.replicas.hear(message)
 
     def spares(self, message: FromPeers | None, error: Exception) -> bool:
         if message is None:  # the sink keeps what it could not send
@@ -274,6 +259,7 @@ class Gateway(Actor):
     def settled(self) -> None:
         if self.trace is not None:
             self.trace.flush()
+        self.replicas.part()
         self.progressed()
 
     def stopped(self, reason: str) -> None:

@@ -169,6 +169,10 @@ class OpenRequests:
         if entry is not None:
             entry.recorder = recorder
 
+    def are_of(self, recorder: str) -> bool:
+        """Whether the replica of this recorder had any of those that are open last."""
+        return any(entry.recorder == recorder for entry in self._entries.values())
+
     def accept(self, accepted: Accepted) -> None:
         entry = self._find(accepted.request, "accepted")
         if entry is None:

@@ -20,7 +20,7 @@ from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
 PASSING = (FlushCache, OpenSession, CloseSession)
 """Orders after which a replica is as it was started, but for sessions, which are lost with theirs."""
 SENT = "weights that were sent are in the replicas alone; send them by /update_weights_from_disk"
-JOINED = "replicas are in a trainer's group, which another one cannot join now"
+JOINED = "replicas are in a trainer's group, which another one cannot join now, and none can leave"
 REST_S = 60.0
 """How long memory that is to be released may be needed by what was ordered before."""
 
@@ -84,9 +84,14 @@ class Present:
                 raise TypeError(f"nobody knows what a {type(order).__name__} comes to")
 
     @property
+    def fixed(self) -> str:
+        """Why there can be no other number of replicas; empty: there can."""
+        return JOINED if self._groups else ""
+
+    @property
     def untellable(self) -> str:
         """Why another replica cannot be brought to where these are; empty: it can."""
-        return SENT if self._sent else JOINED if self._groups else ""
+        return SENT if self._sent else self.fixed
 
     def orders(self, named: Collection[str] | None) -> list[Order]:
         """To be given to it, one after the other. `named`: the adapters that requests may name; None: nobody serves."""

@@ -12,12 +12,12 @@ from pawl.actors.asks import Answer, Asks
 from pawl.actors.control import Ask, row_of
 from pawl.actors.gathering import Gathering
 from pawl.actors.messages.control import Reply
-from pawl.actors.present import Present, lasts
+from pawl.actors.present import JOINED, Present, lasts
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
 from pawl.loops.orders.sessions import CloseSession, OpenSession
-from pawl.loops.orders.weight_groups import LeaveWeightGroup
+from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup
 
 MOST_SESSIONS = 1 << 16
 """Names of sessions that are remembered, those that were opened last."""
@@ -43,6 +43,8 @@ class ReplicaAsks:
         self.present = Present()
         self.num_lasting = 0
         """Orders that last, of which it is not known yet whether all have carried them out."""
+        self.num_joins = 0
+        """Those of these that have replicas join a trainer's group."""
         self.ordered: Callable[[Order | None], None] = lambda order: None
         """Hears of each of these when it is known: of one that was carried out, or of None."""
         self._actor = actor
@@ -68,6 +70,7 @@ class ReplicaAsks:
             done = partial(self._closed, message.session, self.sessions.get(message.session))
         elif lasts(message):
             self.num_lasting += 1
+            self.num_joins += isinstance(message, JoinWeightGroup)
             done = partial(self._carried_out, message)
         gathering = Gathering(list(asked), self._is_there, partial(done, ask))
         for number, replica in asked.items():
@@ -93,12 +96,12 @@ class ReplicaAsks:
         return NOBODY if home is None else home.replica
 
     def _owners(self, session: str) -> list[int]:
-        """The replica that has it; one that nobody has is for the one with the least to do."""
+        """The replica that has it; one that nobody has is for the one with the least to do that stays."""
         owner = self.owner_of(session)
-        if owner in self._replicas or not self._replicas:
-            return [owner] if owner in self._replicas else []
-        loads = [replica.load for replica in self._replicas.values()]
-        return [min(loads, key=lambda load: (load.num_open, load.num_tokens, load.replica)).replica]
+        if owner in self._replicas:
+            return [owner]
+        loads = [replica.load for replica in self._replicas.values() if not replica.leaving]
+        return [min(loads, key=lambda load: (load.num_open, load.num_tokens, load.replica)).replica] if loads else []
 
     def _remember(self, session: str, home: Home) -> None:
         self.sessions.pop(session, None)
@@ -125,12 +128,18 @@ class ReplicaAsks:
         if self.asks.waits(ticket):
             self._tickets[ticket] = replica.number
 
+    @property
+    def fixed(self) -> str:
+        """Why there can be no other number of replicas now; empty: there can."""
+        return JOINED if self.num_joins else self.present.fixed
+
     def waits_for(self, number: int) -> bool:
         """Whether this replica owes an answer."""
         return number in self._tickets.values()
 
     def _carried_out(self, order: Any, ask: Ask, replies: Sequence[Reply]) -> bool:
         self.num_lasting -= 1
+        self.num_joins -= isinstance(order, JoinWeightGroup)
         # One that has not may be gone, and nobody has said so yet. And who is told to leave a group is in it no more.
         done = any(reply.ok for reply in replies) or isinstance(order, LeaveWeightGroup)
         if done:

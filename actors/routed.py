@@ -115,6 +115,8 @@ class Replica:
         """Row of its scheduler -> stream of the request that has it."""
         self.num_open = self.num_tokens = 0
         """Requests that it has, and their tokens."""
+        self.leaving = 0
+        """Number of the order to leave: it takes no requests. 0: it stays."""
         self.pace = Stalled(0.0, replica=names.replica)
         self.adapters: tuple[Named, ...] = ()
         self.weights = ""

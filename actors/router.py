@@ -24,11 +24,21 @@ from pawl.actors.fleet import Fleet
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens
 from pawl.actors.messages.links import FromLinker, LinkAgain, Linked, LinkLost, PeerAddress
-from pawl.actors.messages.replicas import FromReplica, PlaceAgain, Placed, ReplicaFailed, ReplicaUp
+from pawl.actors.messages.replicas import (
+    FromReplica,
+    LeaveNow,
+    LookAgain,
+    Parted,
+    PlaceAgain,
+    Placed,
+    ReplicaFailed,
+    ReplicaUp,
+)
 from pawl.actors.names import FRONT, Names
 from pawl.actors.placement import Placement
 from pawl.actors.routed import NOBODY, Routed, by_stream, stream_of
 from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.scaling import Rule
 from pawl.actors.starter import Starter
 from pawl.lifecycle.numbers import passed
 from pawl.lifecycle.states import Cause
@@ -44,7 +54,7 @@ _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 ForFront: Any = Opened | StepTokens | Refused | Reply
-AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain
+AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain | Parted | LeaveNow | LookAgain
 
 
 class Router(Actor):
@@ -53,11 +63,20 @@ class Router(Actor):
     accepts: Any = FromFront | ForFront | FromReplica | Down | AskExpired | AboutReplicas | PlaceAgain
 
     def __init__(
-        self, placement: Placement, replicas: Sequence[Names], starter: Starter, *, linked: bool = False
+        self,
+        placement: Placement,
+        replicas: Sequence[Names],
+        starter: Starter,
+        *,
+        rule: Rule | None = None,
+        linked: bool = False,
     ) -> None:
-        """`linked`: replicas live in processes of their own, and those that have to speak need a link."""
+        """`rule`: how many there are at which load; None: as many as now, at any. `linked`: replicas live in processes
+        of their own, and those that have to speak need a link."""
         self._placement = placement
-        self.fleet = Fleet(self, replicas, starter, self._place_again, linked=linked)
+        self.fleet = Fleet(
+            self, replicas, starter, self._place_again, lambda: len(self.routed), rule=rule, linked=linked
+        )
         self.replicas = self.fleet.replicas
         """By number, those that take requests and are not lost."""
         self.routed: dict[int, Routed] = {}
@@ -91,14 +110,22 @@ class Router(Actor):
                 self.fleet.ask(message)
             case Reply():
                 self.fleet.questions.asks.answer(message)
+                self.fleet.size.let_go()
             case AskExpired(ticket):
                 self.fleet.questions.asks.expire(ticket)
+                self.fleet.size.let_go()
             case Drain():
                 self.fleet.drain(message)
             case PeerAddress() | Linked() | LinkLost() | LinkAgain():
                 self.fleet.prefillers.linking(message)
             case ReplicaUp() | ReplicaFailed() | Down():
                 self.fleet.changes(message)
+            case Parted():
+                self.fleet.parted(message)
+            case LeaveNow():
+                self.fleet.size.leave_now(message)
+            case LookAgain():
+                self.fleet.size.look_again()
             case PlaceAgain():
                 self._retry_due = False
                 self._place_again(NOBODY)
@@ -133,12 +160,13 @@ class Router(Actor):
         if early is not None:
             routed.aborted = early.cause, early.message
         self.routed[stream_of(message.request)] = routed
+        self.fleet.size.look()
         self._place(routed, message)
 
     def _place(self, routed: Routed, message: Generate) -> None:
         """Give a request to a replica, or let it wait for one that takes it."""
         request = message.request
-        if not self.replicas:
+        if not self.fleet.loads():
             if self.fleet.lost:
                 self._end(routed, Cause.INTERNAL, self.fleet.lost)
             return
@@ -160,7 +188,7 @@ class Router(Actor):
         """The replica for a request: a turn's is that of its session."""
         session = message.session
         owner = NOBODY if session is None else self.fleet.questions.owner_of(session.id)
-        if owner in self.replicas:
+        if owner in self.replicas and not self.replicas[owner].leaving:
             return owner
         return self._placement.place(message.tokens, message.namespace, self.fleet.loads())
 
@@ -238,6 +266,8 @@ class Router(Actor):
         if routed is not None and replica is not None:
             replica.num_open -= 1
             replica.num_tokens -= routed.num_tokens
+            self.fleet.size.let_go()
+        self.fleet.size.look()
         return routed is not None
 
     def _end(self, routed: Routed, cause: Cause, message: str = "") -> None:

@@ -14,5 +14,11 @@ class Starter(Protocol):
         """End what is left of a replica and, unless there is a reason `why_not`, start one in its place: ReplicaUp or
         ReplicaFailed is to follow. Why none is started; empty: one is."""
 
+    def add(self, role: str) -> str:
+        """Start one more: ReplicaUp or ReplicaFailed is to follow. Why none is started; empty: one is."""
+
+    def end(self, names: Names) -> None:
+        """A replica has left: end its actors, and start none in its place."""
+
     def over(self, name: str, reason: str) -> None:
         """The last replica is lost, as the actor `name` is gone, and none will be started."""

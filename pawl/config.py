@@ -206,6 +206,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "local"
     dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
+    max_dp: Annotated[UpTo64 | None, _feature("workers", "max_dp")] = None
+    scale_at: Annotated[AtLeastOne | None, _meta("workers", "open requests too many for each; else all it runs")] = None
+    scale_down_s: Annotated[AboveZero, _meta("workers", "seconds of little to do, before a replica leaves")] = 60.0
     nodes: Annotated[
         UpTo64,
         _meta("workers", "hosts that share the replicas out evenly; on each other one, `pawl node --join`"),
@@ -247,11 +250,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         default_factory=default_trace_dir
     )
     trace_limit_mb: Annotated[AtLeastOne, _meta("trace", "disk for traces; the oldest are dropped beyond it")] = 256
-
     trace_required: Annotated[
         bool, _meta("trace", "take no requests while records of the trace are lost: a full disk, a removed folder")
     ] = False
-
     profile_dir: Annotated[
         Text,
         _meta("trace", "folder of profiles; otherwise what SGLANG_TORCH_PROFILER_DIR holds, or ~/.cache/pawl/profiles"),

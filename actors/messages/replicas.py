@@ -1,6 +1,7 @@
 """Replicas that come and go: who starts them, router, and gateway.
 
 who starts them ── ReplicaUp, ReplicaFailed ──► router ── ReplicaJoined, Placed, ReplicaLost, NoneLeft ──► gateway
+                                                      ── ReplicaLeft ──► ◄── Parted ──
 """
 
 from __future__ import annotations
@@ -33,6 +34,18 @@ class PlaceAgain(msgspec.Struct, frozen=True, tag=True):
     """The router's own timer: replicas did not take all requests that they were given."""
 
 
+class LeaveNow(msgspec.Struct, frozen=True, tag=True):
+    """The router's own timer: requests of a replica that leaves have had the time that they may take to end there."""
+
+    replica: int
+    order: int
+    """Which of the orders to leave, if there were several."""
+
+
+class LookAgain(msgspec.Struct, frozen=True, tag=True):
+    """The router's own timer: the load may have been high, or low, for long enough."""
+
+
 class Placed(msgspec.Struct, frozen=True, tag=True):
     """router -> gateway: this replica has the request now. Comes before all that it makes of it."""
 
@@ -59,6 +72,33 @@ class ReplicaLost(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class ReplicaLeft(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: a replica has no requests any more, and gets none; `Parted` is wanted."""
+
+    replica: int
+    recorder: str
+    whole: bool
+    """All that it had have ended there: its trace has all that their clients were told."""
+
+
+class Parted(msgspec.Struct, frozen=True, tag=True):
+    """gateway -> router: nothing that this replica said is still to be told to clients."""
+
+    replica: int
+
+
+class ReplicaCounts(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: how many replicas take requests of clients."""
+
+    wanted: int
+    serving: int
+    starting: int
+    leaving: int
+    """Have requests, and take no more."""
+    on_load: bool
+    """Whether the load changes the number."""
+
+
 class NotReplaced(msgspec.Struct, frozen=True, tag=True):
     """router -> gateway: one replica less serves from now on."""
 
@@ -75,4 +115,4 @@ class NoneLeft(msgspec.Struct, frozen=True, tag=True):
 
 FromReplica: TypeAlias = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
 """What a replica tells the gateway of itself."""
-FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost | NotReplaced | NoneLeft
+FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost | ReplicaLeft | ReplicaCounts | NotReplaced | NoneLeft

@@ -74,6 +74,8 @@ OF_RUNS: dict[str, str] = {
     "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix "
     "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
     "above the least busy.",
+    "scaling": "The number of replicas stays within its bounds. It changes, of itself, exactly when there were enough "
+    "open requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone.",
 }
 """What only simulated runs are held to, by `pawl.testing`: name -> statement, as the docstring of its class has it."""
 GROUPS: dict[str, dict[str, str]] = {"Memory": MEMORY, "Lifecycle": LIFECYCLE, "Outputs": OUTPUTS, "Control": CONTROL}

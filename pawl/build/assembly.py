@@ -19,7 +19,7 @@ from pawl.build.grammars import make_grammars
 from pawl.build.lora import targets_of
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.build.ranks import check_ranks, facts_of, start_group, topology_of
-from pawl.build.roles import roles_of
+from pawl.build.roles import num_places
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
@@ -320,5 +320,5 @@ def _plan(
         budget = int(available_memory(config.device) * KV_SHARE[config.device])
         if config.device == "cpu":
             budget = min(budget, CPU_KV_LIMIT) // ranks
-        budget //= len(roles_of(config))
+        budget //= num_places(config)
     return plan_memory(model, dtype, config.page_size, budget, chunk=chunk)

@@ -10,7 +10,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.grammars import make_grammars
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
-from pawl.build.roles import roles_of
+from pawl.build.roles import num_places
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.ghost.language import MAX_POSITION
 from pawl.gpu.ghost.runner import Ghost
@@ -82,4 +82,4 @@ def _num_pages(config: ServerConfig) -> int:
         if not num_pages:
             raise ConfigError(f"kv_memory_gb: {config.kv_memory_gb} GiB do not hold one page", "kv_memory_gb")
         return num_pages
-    return max(1, (config.kv_tokens or KV_TOKENS // len(roles_of(config))) // config.page_size)
+    return max(1, (config.kv_tokens or KV_TOKENS // num_places(config)) // config.page_size)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pawl.actors.names import NAMES, Names, names_of
 from pawl.build.parts import Parts
-from pawl.build.replicas import share_of
-from pawl.build.roles import as_set, roles_of
+from pawl.build.replicas import places_of, share_of
+from pawl.build.roles import as_set, num_places, roles_of
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, part, unheard
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[ReplicaProcess]:
     """The replicas that the settings name, here or in processes of their own; `report` hears how far it is."""
     roles = roles_of(config)
-    count, shares = len(roles), [share_of(config, place) for place in range(len(roles))]
+    shares = {place: share_of(config, place) for place in places_of(config)[: len(roles)]}
     if config.in_processes:
         from pawl.build.hosts.select import hosts_of  # whoever runs in one process imports no ZeroMQ
         from pawl.build.replica_process import started
 
-        hosts = hosts_of(config, count)
+        hosts = hosts_of(config, num_places(config))
         try:
             return started(shares, roles, hosts, report)
         except BaseException:
             hosts.close()
             raise
-    if len(shares) == 1:
+    if num_places(config) == 1:
         return [load_here(config, report)]
-    return _several_here(shares, roles, report)
+    return _several_here(list(shares.values()), roles, report)
 
 
 def _several_here(shares: Sequence[ServerConfig], roles: Sequence[str], report: Report) -> list[Parts]:

@@ -47,6 +47,7 @@ from pawl.loops.orders.requests import EndAll
 log = structlog.get_logger("pawl.build.replica")
 
 LEFT = "the front has left"
+ENDED = "all its actors have ended"
 STOP_S = 10.0
 """What an actor may take to end, once the front is gone."""
 
@@ -81,9 +82,9 @@ def main() -> None:
     tell(_ready(parts))
     loaded.set()
     why = replica.serve()
-    if why != LEFT:  # the front cannot any more
+    if why not in (LEFT, ENDED):  # the front cannot any more
         _forget(setup.address)
-    sys.exit(0 if why == LEFT else 1)
+    sys.exit(0 if why in (LEFT, ENDED) else 1)
 
 
 def _watch_front(source: IO[bytes], ends: SimpleQueue[str], loaded: Event, address: str) -> None:
@@ -162,16 +163,25 @@ class Replica:
         self._failure = f"{name} failed: {type(error).__name__}"
         self._ends.put(self._failure)
 
+    def _wait_for_actors(self) -> None:
+        """Whose actors the front has ended leaves, though the front may go on."""
+        for spec in self._specs:
+            cell = self._system.find(spec.name)
+            assert cell is not None
+            cell.over.wait()
+        self._ends.put(ENDED)
+
     def serve(self) -> str:
-        """Until the front has left, or is gone, or an actor has failed: which of these."""
+        """Until the front has left, or has ended all actors, or is gone, or an actor has failed: which of these."""
         why = self._ends.get()
         if not why:
             gc.collect()
             gc.freeze()
             self._system.start()
+            Thread(target=self._wait_for_actors, name="actors", daemon=True).start()
             why = self._ends.get()
         log.info("the replica ends", why=why)
-        if why not in (LEFT, self._failure):
+        if why not in (LEFT, ENDED, self._failure):
             # Of a front that lives (its node is gone) requests go on elsewhere: it hears nothing of how they end here.
             self._system.leave(FRONT)
             self._system.send(self._parts.names.scheduler, EndAll(Cause.DISCONNECT), Lane.CONTROL)

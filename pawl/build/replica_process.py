@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property, partial
 from pathlib import Path
@@ -139,29 +139,30 @@ class ReplicaProcess:
 
 
 def started(
-    shares: Sequence[ServerConfig], roles: Sequence[str], hosts: Hosts, report: Report = unheard
+    shares: Mapping[int, ServerConfig], roles: Sequence[str], hosts: Hosts, report: Report = unheard
 ) -> list[ReplicaProcess]:
-    """A replica for each share, all of which load at once, each as soon as its host is there; `report` hears how far
-    they are. Raises what the first that fails raises (see `wait_until_ready`); then nothing is left of them."""
+    """A replica for each share, by its place, all of which load at once, each as soon as its host is there; `report`
+    hears how far they are. Raises what the first that fails raises (see `wait_until_ready`); then nothing is left of
+    them."""
     made: dict[int, ReplicaProcess] = {}
     failed = threading.Event()
     loaded, one_by_one = [0.0] * len(shares), threading.Lock()
 
-    def hear(place: int, share: float) -> None:
+    def hear(number: int, share: float) -> None:
         with one_by_one:
-            loaded[place] = share
+            loaded[number] = share
             report(sum(loaded) / len(loaded))
 
-    def start(place: int) -> None:
-        names, host = names_of(place, roles[place]), hosts.of(place, failed)
-        made[place] = replica = ReplicaProcess(shares[place], names, hosts, host)
+    def start(number: int, place: int) -> None:
+        names, host = names_of(number, roles[number]), hosts.of(place, failed)
+        made[number] = replica = ReplicaProcess(shares[place], names, hosts, host)
         if failed.is_set():
             replica.kill()
-        replica.wait_until_ready(partial(hear, place))
+        replica.wait_until_ready(partial(hear, number))
 
     with ThreadPoolExecutor(len(shares)) as starting:
         try:
-            for over in as_completed([starting.submit(start, place) for place in range(len(shares))]):
+            for over in as_completed([starting.submit(start, *each) for each in enumerate(shares)]):
                 over.result()
             _ = made[0].vocabulary  # read now, where it can still be refused
         except BaseException:
@@ -169,7 +170,7 @@ def started(
             for replica in [*made.values()]:
                 replica.kill()
             raise
-    return [made[place] for place in range(len(shares))]
+    return [made[number] for number in range(len(shares))]
 
 
 def check_alike(facts: dict[str, dict[str, Any]]) -> None:

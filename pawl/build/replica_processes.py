@@ -15,7 +15,7 @@ from pawl.build.hosts.host import HostLost
 from pawl.build.ready import FRONT
 from pawl.build.replica_process import ReplicaProcess, check_alike
 from pawl.build.replicas import OnEnd, Replicas, router_of
-from pawl.build.wiring import ActorSpec, routed_front, watch_replica
+from pawl.build.wiring import ActorSpec, all_names, routed_front, watch_replica
 from pawl.config import ServerConfig
 
 log = structlog.get_logger("pawl.build.replicas")
@@ -58,6 +58,10 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
 
     def _retire(self, lost: Names) -> None:
         """They end with their process."""
+
+    def _end(self, names: Names) -> None:
+        """Their process leaves with the last of them."""
+        self.system.retire([name for name in all_names(names) if name in names.own])
 
     def _load(self, share: ServerConfig, names: Names) -> ReplicaProcess:
         while True:

@@ -7,7 +7,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, PriorityQueue
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -19,11 +21,12 @@ from pawl.actors.names import PREFILL, ROUTER, UNIFIED, Names, names_of
 from pawl.actors.placement import AFFINITY_BOUND, PLACEMENTS
 from pawl.actors.router import Router
 from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.scaling import Rule
 from pawl.actors.starter import Starter
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.hosts.layout import layout_of, threads_of
 from pawl.build.parts import Parts
-from pawl.build.roles import HAND_OVER_GB, arithmetic_of, roles_of
+from pawl.build.roles import HAND_OVER_GB, arithmetic_of, num_places, roles_of
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all, watch_replica
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
@@ -38,6 +41,8 @@ MAX_RESTARTS, WITHIN_S = 60, 600.0
 """Of all replicas together: what is lost more often is not lost by accident."""
 BACKOFF_S, RECENT_S, LONGEST_S = 0.1, 30.0, 10.0
 """One is started again after so long; after twice that for each restart in the last seconds, up to the longest."""
+FREE_S = 0.25
+"""How often whoever waits for a place looks whether it is still wanted."""
 ENOUGH = f"{MAX_RESTARTS} starts within {WITHIN_S:g} s were enough"
 Load = Callable[[ServerConfig, Report, Names], Parts]
 OnEnd = Callable[[str, BaseException], None]
@@ -51,15 +56,14 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     """What the replica at this place, from 0, is set up with: pages and requests are shared out evenly among all,
     memory, disk and threads of a host among those that live there, and folders are its own. Raises ConfigError where a
     share is nothing, or where replicas cannot live as they were told."""
-    roles = roles_of(config)
-    count = len(roles)
+    roles, count = roles_of(config), num_places(config)
     layout = layout_of(config, count)
     if count == 1:
         return config
     here = layout.num_here
     if config.device != "cpu" and here > 1:
         raise ConfigError(f"dp: {here} replicas on a host are for the CPU; a device holds one", "dp")
-    own = arithmetic_of(config, roles[place]) | {"storage_gb": config.storage_gb / here}
+    own = arithmetic_of(config, roles[min(place, len(roles) - 1)]) | {"storage_gb": config.storage_gb / here}
     if layout.node_of(place) == 0 and config.head_serves:  # a node knows its own cores
         own["threads"] = threads_of(config, here)
     whole = {name: (getattr(config, name), count) for name in SHARED_OUT} | {
@@ -101,16 +105,26 @@ class Replica(Protocol):
 R = TypeVar("R", bound=Replica)
 
 
+def places_of(config: ServerConfig) -> list[int]:
+    """All there are, in the order in which they are taken: those of the replicas at the start come first. Raises
+    ConfigError."""
+    count = num_places(config)
+    layout = layout_of(config, count)
+    return list(range(count)) if count == len(roles_of(config)) else layout.places
+
+
 def are_routed(config: ServerConfig) -> bool:
     """Whether a router stands before the replicas."""
-    return len(roles_of(config)) > 1 or config.in_processes
+    return num_places(config) > 1 or config.in_processes
 
 
 def router_of(config: ServerConfig, replicas: Sequence[Replica], starter: Starter) -> Router:
     """The router that the settings name."""
     placement = PLACEMENTS[config.router_policy](config.page_size, AFFINITY_BOUND)
-    names = [replica.names for replica in replicas]
-    return Router(placement, names, starter, linked=config.in_processes)
+    names, at = [replica.names for replica in replicas], config.scale_at or replicas[0].loop_config.max_running
+    taking = sum(each.role != PREFILL for each in names)
+    rule = Rule(taking, max(taking, config.max_dp or 0), at, down_s=config.scale_down_s)
+    return Router(placement, names, starter, rule=rule, linked=config.in_processes)
 
 
 class Replicas(ABC, Generic[R]):
@@ -128,8 +142,14 @@ class Replicas(ABC, Generic[R]):
         self._routed = are_routed(config)
         self._made = {replica.names.replica: replica for replica in replicas}
         """Replicas that are not lost, by number."""
-        self._places = {replica.names.replica: place for place, replica in enumerate(replicas)}
+        places = places_of(config)
+        self._places = {replica.names.replica: place for place, replica in zip(places, replicas, strict=False)}
         """Place of each replica that ever was, by number."""
+        self._free: PriorityQueue[int] = PriorityQueue()
+        """Places, as where they stand in `_order`, in which no replica is, nor will be."""
+        self._order = places
+        for at in range(len(replicas), len(places)):
+            self._free.put(at)
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         """When the latest were, monotonic seconds."""
         self._lock = threading.Lock()
@@ -145,7 +165,7 @@ class Replicas(ABC, Generic[R]):
 
     @abstractmethod
     def _retire(self, lost: Names) -> None:
-        """End what is left of its actors."""
+        """End what is left of the actors of a lost replica."""
 
     @abstractmethod
     def _load(self, share: ServerConfig, names: Names) -> R:
@@ -154,6 +174,10 @@ class Replicas(ABC, Generic[R]):
     @abstractmethod
     def _begin(self, replica: R) -> None:
         """Let its actors run. Does not wait."""
+
+    @abstractmethod
+    def _end(self, names: Names) -> None:
+        """End its actors, one after the other; they live, and nobody needs them any more."""
 
     def _meet(self, replica: R) -> None:
         """Wait until it can be sent to."""
@@ -165,6 +189,17 @@ class Replicas(ABC, Generic[R]):
         wait_s = None if why_not else self._next_wait_s()
         threading.Thread(target=self._replace, args=(lost, wait_s), name="restart", daemon=True).start()
         return why_not or (ENOUGH if wait_s is None else "")
+
+    def add(self, role: str) -> str:
+        """See `Starter.add`. In the router's thread."""
+        if self._stopping.is_set():
+            return "the engine stops"
+        threading.Thread(target=self._add, args=(role,), name="add", daemon=True).start()
+        return ""
+
+    def end(self, names: Names) -> None:
+        """See `Starter.end`. In the router's thread."""
+        threading.Thread(target=self._part, args=(names,), name="end", daemon=True).start()
 
     def _next_wait_s(self) -> float | None:
         """One start more: how long to wait before it. None: there were enough."""
@@ -204,19 +239,40 @@ class Replicas(ABC, Generic[R]):
     def _replace(self, lost: Names, wait_s: float | None) -> None:
         """End what is left of a replica, and start one in its place after so long; None: never."""
         self._retire(lost)
+        self._start_at(self._let_go(lost), lost.role, wait_s)
+
+    def _part(self, names: Names) -> None:
+        """One has left."""
+        self._end(names)
+        self._start_at(self._let_go(names), names.role, None)
+
+    def _let_go(self, gone: Names) -> int:
+        """Its actors have ended. Its place."""
         # Until it is closed, the end of the engine closes it too; it is gone before another one takes as much memory.
-        self._made[lost.replica].close()
+        self._made[gone.replica].close()
         with self._lock:
-            del self._made[lost.replica]
+            del self._made[gone.replica]
+        return self._places[gone.replica]
+
+    def _add(self, role: str) -> None:
+        """Start one where there is room, or will be: one that has left may still be ending."""
+        while not self._stopping.is_set():
+            with suppress(Empty):
+                self._start_at(self._order[self._free.get(timeout=FREE_S)], role, 0.0)
+                return
+
+    def _start_at(self, place: int, role: str, wait_s: float | None) -> None:
+        """Start one at this place after so long, and again where that fails; None: never."""
         while wait_s is not None and not self._stopping.wait(wait_s):
             with self._lock:
-                names = names_of(len(self._places), lost.role)
-                self._places[names.replica] = self._places[lost.replica]
+                names = names_of(len(self._places), role)
+                self._places[names.replica] = place
             if (reason := self._start(names)) is None:
                 return
             wait_s = self._next_wait_s()
             if wait_s is None:
-                self.system.send(ROUTER, ReplicaFailed(f"{reason}; {ENOUGH}", lost.role))
+                self.system.send(ROUTER, ReplicaFailed(f"{reason}; {ENOUGH}", role))
+        self._free.put(self._order.index(place))
 
     def _start(self, names: Names) -> str | None:
         """Start one, and have it take part. Why it could not be started; None: it was, or the engine stops."""
@@ -236,9 +292,9 @@ class Replicas(ABC, Generic[R]):
                 failed.close()
             if self._stopping.is_set():
                 return None
-            log.exception("a replica could not be started again", replica=names.replica)
+            log.exception("a replica could not be started", replica=names.replica)
             return f"{type(error).__name__}: {error}"
-        log.info("a replica was started again", replica=names.replica)
+        log.info("a replica was started", replica=names.replica)
         self.system.send(ROUTER, ReplicaUp(names))
         watch_replica(self.system, names)
         return None
@@ -261,7 +317,10 @@ class LocalReplicas(Replicas[Parts]):
         """All are here."""
 
     def _retire(self, lost: Names) -> None:
-        self.system.retire([name for name in all_names(lost) if name in lost.own])
+        self._end(lost)
+
+    def _end(self, names: Names) -> None:
+        self.system.retire([name for name in all_names(names) if name in names.own])
 
     def _load(self, share: ServerConfig, names: Names) -> Parts:
         return self._load_here(share, unheard, names)

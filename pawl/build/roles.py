@@ -1,4 +1,5 @@
-"""Which replicas there are, what each does of a request, and with how many ranks."""
+"""Which replicas there are at the start, for how many there is room, what each does of a request, and with how many
+ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ TP_OF = {PREFILL: "prefill_tp", DECODE: "decode_tp"}
 
 
 def roles_of(config: ServerConfig) -> tuple[str, ...]:
-    """Of all replicas, those that take requests first. Raises ConfigError."""
+    """Of all replicas at the start, those that take requests first. Raises ConfigError."""
     if config.disaggregate is None:
         for name in TP_OF.values():
             if getattr(config, name) is not None:
@@ -49,3 +50,15 @@ def as_set(error: ConfigError, config: ServerConfig, role: str) -> ConfigError:
     if error.field != "tp" or getattr(config, name) is None:
         return error
     return ConfigError(f"{name}:{str(error).removeprefix('tp:')}", name)
+
+
+def num_places(config: ServerConfig) -> int:
+    """Replicas that there may be at a time; each has a place, from 0. Raises ConfigError."""
+    count, most = len(roles_of(config)), config.max_dp
+    if most is None:
+        return count
+    if config.disaggregate is not None:
+        raise ConfigError(f"max_dp: {config.disaggregate} says how many replicas there are", "max_dp")
+    if most < count:
+        raise ConfigError(f"max_dp: at least dp, which is {count}, not {most}", "max_dp")
+    return most

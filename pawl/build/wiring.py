@@ -112,11 +112,11 @@ class Served(Protocol):
 
 
 def routed_front(replicas: Sequence[Served], gateway: Gateway, router: Router) -> tuple[ActorSpec, ...]:
-    """Those that live in the front process, before these replicas."""
+    """Those that live in the front process, before these replicas and as many more as the router may have."""
     first = replicas[0]
     front = front_actors(first.vocabulary, first.loop_config, gateway, names=FRONT)
     # Outputs of all replicas come through it, and nothing of them may be refused.
-    room = len(replicas) * _told(first.loop_config)
+    room = max(len(replicas), router.fleet.size.rule.most) * _told(first.loop_config)
     return (*front, ActorSpec(ROUTER, router, overflow=Overflow.HOLD, capacity=room))
 
 

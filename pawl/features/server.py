@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pawl.actors.placement import PLACEMENTS
-from pawl.features import apart, drafting, timing
+from pawl.features import apart, drafting, scaling, timing
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -312,10 +312,10 @@ OF_REPLICAS = (
         lambda source, values: {"short": source.within(2, 6)} if source.chance(0.25) else {},
         ("abort_is_total", "incarnation", "legal_lifecycle"),
     ),
+    *scaling.FEATURES,
 )
 """Of several, and of those in front of them, drawn behind everything else of a workload."""
 FEATURES = (*OF_ONE, *OF_REPLICAS)
-
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "policy": tuple(POLICIES),
     "router_policy": tuple(PLACEMENTS),

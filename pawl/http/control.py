@@ -79,8 +79,8 @@ class ControlRoutes(HasContext):
             "longest_freeze_s": round(gateway.longest_freeze_s, 3),
             "trace": gateway.trace_losses.status,
         }
-        if gateway.not_replaced:
-            body["not_replaced"] = gateway.not_replaced
+        if gateway.replicas.not_replaced:
+            body["not_replaced"] = gateway.replicas.not_replaced
         return json_response(body, 503 if ailment else 200)
 
     async def ready(self, request: Request) -> Response:
@@ -161,6 +161,7 @@ class ControlRoutes(HasContext):
     def _facts(self) -> dict[str, Any]:
         """What the server knows of itself."""
         info, gateway = self.context.info, self.context.gateway
+        counts = gateway.replicas.counts
         return {
             **info.settings,
             "version": info.version,
@@ -169,6 +170,7 @@ class ControlRoutes(HasContext):
             "context_length": info.context_length,
             "status": self._ailment() or ("draining" if gateway.draining else self._standstill() or "ready"),
             "open_requests": gateway.num_live,
+            "replicas": None if counts is None else msgspec.structs.asdict(counts),
             "startup_time": info.startup_s,
             "max_total_num_tokens": info.num_kv_tokens,
             "actors": self.context.statistics(),

@@ -281,6 +281,10 @@ def _from_gateway(page: Page, gateway: Gateway, info: ServerInfo) -> None:
     )
     for name, kind, text, value in simple:
         page.add(name, kind, text, [({}, value)])
+    if (counts := gateway.replicas.counts) is not None:
+        states = {state: getattr(counts, state) for state in ("wanted", "serving", "starting", "leaving")}
+        text = "Replicas that are wanted, that serve, that are started, and that leave."
+        page.add("pawl_replicas", "gauge", text, [({"state": state}, count) for state, count in states.items()])
     ended = [({"cause": cause.value}, totals.ended[cause]) for cause in _ENDS]
     page.add("pawl_requests_ended_total", "counter", "Requests that ended, by cause.", ended)
 

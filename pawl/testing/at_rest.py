@@ -230,6 +230,8 @@ class EndChecks:
     def _may_be_lost(self, letter: DeadLetter) -> bool:
         """A worker whose ranks are lost cannot read pages, and says so itself: it does not know that its scheduler has
         stopped, as the storage does."""
+        if any(replica.lost and letter.to in replica.names.own for replica in self.run.replicas):
+            return True  # what it was at when it was given up is left as it is
         if isinstance(letter.message, Saved):
             return not letter.message.keys and letter.sender in {replica.names.worker for replica in self.run.replicas}
         return isinstance(letter.message, WHILE_STOPPING)

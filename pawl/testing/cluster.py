@@ -66,13 +66,15 @@ class Cluster(Case):
         ]
         """All that were ever started, in the order of their numbers."""
         config = shape.loop_config()
-        limit = shape.replicas * (config.max_running + config.max_queued)
+        limit = max(shape.replicas, shape.max_replicas) * (config.max_running + config.max_queued)
         self.desk = self.make_desk(workload, limit, model.expectations, FRONT if several else NAMES)
         self.desk.report = self._report
         self.router: WatchedRouter | None = None
+        self.starter: SimulatedStarter | None = None
         if several:
             names = [replica.names for replica in self.replicas]
-            self.router = WatchedRouter(shape, names, SimulatedStarter(self), self._report, linked=workload.processes)
+            self.starter = SimulatedStarter(self)
+            self.router = WatchedRouter(shape, names, self.starter, self._report, linked=workload.processes)
             self.router.sessions_of = lambda number: self.replicas[number].scheduler.loop.requests.sessions.by_name
         self._make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(
@@ -149,6 +151,8 @@ class Cluster(Case):
         self.system.report(PropertyFailed(name, explanation, request))
 
     def stepped(self) -> None:
+        if self.starter is not None:
+            self.starter.stepped()
         for replica in self.replicas:
             replica.stepped()
 

@@ -53,6 +53,8 @@ EVENTS = (
         "stale token",
         "full mailbox",
         "lost replica",
+        "added replica",
+        "replica that left",
         "prefix hit",
         "eviction",
         "page saved",
@@ -74,6 +76,8 @@ def events_of(run: Cluster) -> Iterator[str]:
     """The events of one run."""
     ended = run.desk.totals.ended
     happened = Counter({"full mailbox": run.num_held_back, "lost replica": sum(each.lost for each in run.replicas)})
+    if run.starter is not None:
+        happened.update({"added replica": run.starter.num_added, "replica that left": run.starter.num_left})
     for replica in run.replicas:
         happened.update(_events_of(replica))
     yield from (name for name, count in happened.items() if count)

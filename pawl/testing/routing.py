@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.replicas import ReplicaUp
-from pawl.actors.names import ROUTER, Names
+from pawl.actors.names import FRONT, ROUTER, Names
 from pawl.actors.placement import PLACEMENTS, Load
 from pawl.actors.routed import NOBODY, stream_of
 from pawl.actors.router import Router
+from pawl.actors.runtime.receiver import Receiver
+from pawl.actors.scaling import FEW, Rule, Since, Verdict, scaled
 from pawl.actors.starter import Starter
-from pawl.build.wiring import watch_replica
+from pawl.build.wiring import all_names, watch_replica
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.request import SessionParameters
 from pawl.loops.orders.requests import Abort
@@ -26,27 +29,80 @@ if TYPE_CHECKING:
 Report = Callable[[str, str, int | None], None]
 
 
+NEVER = 1 << 30
+"""Open requests that no workload has."""
+LEFT = "its replica has left"
+MOST_ADDED = 12
+"""A load that goes up and down at once, as rules may be drawn, must come to an end."""
+
+
 class SimulatedStarter:
     """Starts as many replicas again as the workload says."""
 
     def __init__(self, run: Cluster) -> None:
         self._run = run
         self._left = run.workload.shape.max_restarts
+        self._room = MOST_ADDED
+        self.num_left = 0
+        self._ending: list[deque[Receiver]] = []
+        """Of each replica that has left, the actors that have not ended, in their order."""
+
+    @property
+    def num_added(self) -> int:
+        """Beside those that were started in the place of others."""
+        return MOST_ADDED - self._room
 
     def restart(self, lost: Names, *, why_not: str = "") -> str:
-        """The rest of the lost one handles what waits for it, and ends."""
+        """The rest of the lost one handles what waits for it, and ends; in order, where it is lost for another reason
+        than an actor that is gone."""
         for replica in self._run.replicas:
             replica.lost = replica.lost or replica.names == lost
-        for name in lost.own & self._run.actors.keys():
+        if not lost.own & self._run.failed:
+            self._end_in_order(lost)
+        for name in lost.own & self._run.failed and lost.own & self._run.actors.keys():
             if (cell := self._run.system.find(name)) is not None:
                 cell.ask_to_stop("its replica is lost")
         if why_not or not self._left or self._run.closing:
             return why_not or "as many were started as the workload says"
         self._left -= 1
-        names = self._run.start_replica(lost.role).names
+        return self._start(lost.role)
+
+    def add(self, role: str) -> str:
+        if self._run.closing or not self._room:
+            return "the engine stops" if self._run.closing else "as many were added as anybody needs"
+        self._room -= 1
+        return self._start(role)
+
+    def _start(self, role: str) -> str:
+        names = self._run.start_replica(role).names
         self._run.system.send(ROUTER, ReplicaUp(names))
         watch_replica(self._run.system, names)
         return ""
+
+    def end(self, names: Names) -> None:
+        """One after the other, in their order."""
+        replica = next(replica for replica in self._run.replicas if replica.names == names)
+        # What is left of requests that others have is no end that clients have had; sessions end with their replica.
+        loop = replica.scheduler.loop
+        replica.lost = replica.lost or bool(len(loop.table.live_rows()) or loop.requests.sessions.by_name)
+        self.num_left += 1
+        self._end_in_order(names)
+
+    def _end_in_order(self, names: Names) -> None:
+        found = [self._run.system.find(name) for name in all_names(names) if name in names.own]
+        self._ending.append(deque(cell for cell in found if cell is not None))
+        self._ending[-1][0].ask_to_stop(LEFT)
+
+    def stepped(self) -> None:
+        """Of those that end, the next actor is asked to, once the one before has, and all was heard that it said; and
+        what the gateway said, which may be to the next one."""
+        carries_of = self._run.system.network.carries_of
+        for cells in self._ending:
+            while cells and cells[0].over.is_set() and not carries_of(cells[0].name) and not carries_of(FRONT.gateway):
+                cells.popleft()
+                if cells:
+                    cells[0].ask_to_stop(LEFT)
+        self._ending = [cells for cells in self._ending if cells]
 
     def over(self, name: str, reason: str) -> None:
         """Clients are told by the gateway."""
@@ -112,6 +168,52 @@ class WatchedPlacement:
         return NOBODY
 
 
+def rule_of(shape: Shape) -> Rule:
+    """How many replicas there are at which load."""
+    if not shape.max_replicas:
+        return Rule(shape.replicas, shape.replicas)
+    return Rule(1, shape.max_replicas, shape.scale_at or NEVER, shape.scale_up_s, shape.scale_down_s)
+
+
+class WatchedScaling:
+    """The number of replicas stays within its bounds. It changes, of itself, exactly when there were enough open
+    requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone."""
+
+    name = "scaling"
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._seen: list[tuple[float, Rule, int, int]] = []
+        """(when, rule, number, open requests) of each look, and of what it came to."""
+
+    def scaled(self, rule: Rule, since: Since, now: float, wanted: int, num_open: int) -> Verdict:
+        """The verdict of the policy, judged."""
+        verdict = scaled(rule, since, now, wanted, num_open)
+        self._seen.append((now, rule, wanted, num_open))
+        few = FEW * rule.at * (wanted - 1)
+        high = self._for_long(rule.up_s, lambda load: load >= wanted * rule.at)
+        low = self._for_long(rule.down_s, lambda load: load <= few)
+        due = max(wanted + 1, -(-num_open // rule.at)) if high and wanted < rule.most else 0
+        due = min(due, rule.most) or (wanted - 1 if low and wanted > rule.least else wanted)
+        if verdict.wanted != due:
+            text = f"{num_open} requests are open, and {wanted} replicas became {verdict.wanted}, not {due}"
+            self._report("scaling", text, None)
+        if verdict.wanted != wanted:
+            self._seen.append((now, rule, verdict.wanted, num_open))
+        return verdict
+
+    def _for_long(self, seconds: float, held: Callable[[int], bool]) -> bool:
+        """Whether it held at every look of these last seconds, the first of which is as long ago, and nothing else was
+        another."""
+        now, *same, _ = self._seen[-1]
+        for when, *others, load in reversed(self._seen):
+            if others != same or not held(load):
+                return False
+            if when + seconds <= now:
+                return True
+        return False
+
+
 class WatchedRouter(Router):
     """A router that must keep turns with their session, aborts until their request comes, and know what replicas have
     to do."""
@@ -122,7 +224,8 @@ class WatchedRouter(Router):
     def __init__(
         self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report, *, linked: bool
     ) -> None:
-        super().__init__(WatchedPlacement(shape, report), replicas, starter, linked=linked)
+        super().__init__(WatchedPlacement(shape, report), replicas, starter, rule=rule_of(shape), linked=linked)
+        self.fleet.size.decide = WatchedScaling(report).scaled
         self._report = report
         self._to_end: frozenset[int] = frozenset()
         """Requests that it was told to abort."""
@@ -139,7 +242,10 @@ class WatchedRouter(Router):
 
     def _owner(self, message: Generate) -> int:
         owner = super()._owner(message)
-        held = [number for number in self.replicas if self._takes_turns(number, message.session)]
+        staying = [number for number, replica in self.replicas.items() if not replica.leaving]
+        if owner not in staying:
+            self._report("scaling", f"it is given to replica {owner}, which leaves", message.request)
+        held = [number for number in staying if self._takes_turns(number, message.session)]
         if held and owner not in held:
             text = f"a turn goes to replica {owner}, and its session is with {held}"
             self._report("session_atomicity", text, message.request)
@@ -151,8 +257,15 @@ class WatchedRouter(Router):
 
     def settled(self) -> None:
         """Once all that has arrived is handled, loads are what the books come to."""
-        for load in self.fleet.loads():
+        for load in [replica.load for replica in self.replicas.values()]:
             mine = [routed for routed in self.routed.values() if routed.replica == load.replica]
             counted = len(mine), sum(routed.num_tokens for routed in mine)
             if counted != (load.num_open, load.num_tokens):
                 self._report("observability_conservation", f"{load}, and {counted} is true", None)
+        size = self.fleet.size
+        if not len(size.taking) <= size.wanted <= len(size.taking) + size.num_starting:
+            text = f"{size.wanted} replicas are wanted, {len(size.taking)} serve, {size.num_starting} are started"
+            self._report("scaling", text, None)
+        for replica in self.replicas.values():
+            if replica.leaving and not replica.num_open and not self.fleet.questions.waits_for(replica.number):
+                self._report("scaling", f"replica {replica.number} leaves, has nothing to do, and does not go", None)

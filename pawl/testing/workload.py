@@ -159,6 +159,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
     max_restarts: int = 0
     """Replicas that are started again when one is lost."""
+    max_replicas: int = 0
+    """Replicas that there may be while it runs; 0: as many as there are."""
+    scale_at: int = 0
+    """Open requests for each that are too many; 0: the load asks for no other number."""
+    scale_up_s: float = 0.0
+    scale_down_s: float = 0.0
+    """Virtual seconds for which the load must be high, or low."""
     short: int | None = None
     """Tokens of a call beyond which a tokenizer of its own reads the prompts; None: there is only one."""
     scheduler: str = ""

@@ -244,7 +244,8 @@ def test_a_replica_that_is_started_again_takes_requests_once_it_was_told_all_tha
 
 
 def test_a_replica_does_not_take_part_while_it_is_not_known_what_became_of_an_order() -> None:
-    router, context = routed(1)
+    router, context = routed(2)
+    is_lost(router, context, 1)
     router.receive(Ask(1, SetState(max_running=4), FRONT.gateway))
     router.receive(ReplicaUp(names_of(2)))
     assert 2 not in router.replicas
@@ -255,7 +256,8 @@ def test_a_replica_does_not_take_part_while_it_is_not_known_what_became_of_an_or
 
 
 def test_a_replica_that_joins_is_told_what_comes_meanwhile_at_once_as_the_others_are() -> None:
-    router, context = routed(1)
+    router, context = routed(2)
+    is_lost(router, context, 1)
     router.receive(Ask(1, SetState(max_running=4), FRONT.gateway))
     router.receive(ReplicaUp(names_of(2)))
     carried_out(router, 0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pawl.actors.fleet import Fleet
+from pawl.actors.fleet_size import FleetSize
 from pawl.actors.placement import PrefixAffinity, RoundRobin
 from pawl.actors.routed import Routed
 from pawl.actors.router import Router
+from pawl.actors.scaling import scaled
 from pawl.lifecycle.numbers import passed
 from tests.mutants.mutant import Edit, Group, Mutant
 
@@ -42,7 +45,7 @@ REPLICAS = (
         "turn_goes_to_any_replica",
         "session_atomicity",
         "A turn is placed as other requests are, and not where its session is.",
-        Edit(Router._owner, "if owner in self.replicas:", "if False:"),
+        Edit(Router._owner, "if owner in self.replicas and not self.replicas[owner].leaving:", "if False:"),
     ),
     _mutant(
         "new_request_at_a_dead_replica_is_refused",
@@ -61,5 +64,29 @@ REPLICAS = (
         "observability_conservation",
         "A replica counts as having requests that have ended.",
         Edit(Router._forget, "replica.num_open -= 1", "pass"),
+    ),
+    _mutant(
+        "who_leaves_is_given_requests",
+        "scaling",
+        "A replica that is to leave takes requests for as long as it has any.",
+        Edit(Fleet.loads, "self.size.taking", "self.replicas.values()"),
+    ),
+    _mutant(
+        "who_leaves_takes_its_requests_along",
+        "bounded_progress",
+        "Requests of a replica that has had its time to leave go on nowhere.",
+        Edit(Fleet._left, "self._place_again(replica.number)", "pass"),
+    ),
+    _mutant(
+        "low_load_ends_a_replica_at_once",
+        "scaling",
+        "One replica less is wanted as soon as there is little to do, and not after a while of it.",
+        Edit(scaled, "since.low + rule.down_s <= now", "since.low <= now"),
+    ),
+    _mutant(
+        "started_replica_is_not_counted",
+        "scaling",
+        "Whoever is started because the load is high does not count as one that comes: more and more are started.",
+        Edit(FleetSize._set, "self.num_starting += not why_not", "break"),
     ),
 )

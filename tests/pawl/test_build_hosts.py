@@ -225,7 +225,7 @@ def test_a_stream_goes_on_when_the_only_node_is_killed_and_started_again(
         nodes[0].wait()
         nodes.append(host.start(*words))
 
-    with Engine(config, parts=started([share_of(config, 0)], [UNIFIED], head)) as engine:
+    with Engine(config, parts=started({0: share_of(config, 0)}, [UNIFIED], head)) as engine:
         (replica,) = engine.replicas.live()
         assert isinstance(replica, ReplicaProcess)
         assert replica.where == f"replica-0 on node.1 at {host.address}"

@@ -60,7 +60,7 @@ class Deployment:
 
     def engine(self) -> Engine:
         shares = [share_of(self.config, place) for place in range(2)]
-        return Engine(self.config, parts=started(shares, [UNIFIED] * 2, self.head))
+        return Engine(self.config, parts=started(dict(enumerate(shares)), [UNIFIED] * 2, self.head))
 
     def end(self) -> None:
         self.head.close()
@@ -141,7 +141,7 @@ def test_what_a_node_cannot_load_is_refused_with_its_name(deploy: Callable[..., 
     deployment = deploy(model=str(tmp_path / "nothing"), dp=1, nodes=1, head_serves=False)
     refused = rf"replica-0 on node\.1 at {deployment.host.address}: model '.*nothing': no such file or folder"
     with pytest.raises(ReplicaFailed, match=refused):
-        started([deployment.config], [UNIFIED], deployment.head)
+        started({0: deployment.config}, [UNIFIED], deployment.head)
 
 
 # ---- the head as users start it ----

@@ -146,7 +146,7 @@ def test_the_death_of_the_front_ends_its_requests_as_of_clients_that_hung_up_and
 
 def test_settings_that_cannot_be_are_refused_by_the_replica_and_told_by_the_front(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype: the ghost computes no model"):
-        started([config(tmp_path, dtype="bf16")], [UNIFIED], OneHost())
+        started({0: config(tmp_path, dtype="bf16")}, [UNIFIED], OneHost())
 
 
 def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: 
             return child
 
     with pytest.raises(ReplicaFailed, match="before it was ready: killed by signal 9"):
-        started([config(tmp_path)], [UNIFIED], Deadly())
+        started({0: config(tmp_path)}, [UNIFIED], Deadly())
 
 
 def test_processes_that_differ_are_refused_with_what_each_has() -> None:

@@ -74,6 +74,8 @@ class Failing(Replicas[Any]):
 
     def _retire(self, lost: Names) -> None: ...
 
+    def _end(self, names: Names) -> None: ...
+
     def _load(self, share: ServerConfig, names: Names) -> Part:
         self.made.append(Part(names))
         return self.made[-1]

@@ -18,7 +18,7 @@ from pawl.loops.properties.documents import OF_RUNS, judges, statement
 from pawl.memory.prefix.select import CACHES, KINDS
 from pawl.testing import BoundedOvertaking, Workload, expectations
 from pawl.testing.at_rest import EndChecks
-from pawl.testing.routing import WatchedPlacement
+from pawl.testing.routing import WatchedPlacement, WatchedScaling
 from pawl.testing.workload import Arrival, Shape, all_features, all_labels, labels_of
 
 WORKLOADS = 4000
@@ -88,6 +88,7 @@ def _exclude(one: str, other: str) -> bool:
     alone = {
         "window pages": {"tiers", "cache core auto", "prefill replicas", "other ranks to prefill"},
         "stages": {"pacing lockstep", "pacing overlap"},
+        "scaling": {"prefill replicas", "other ranks to prefill"},
     }
     for name in CACHES[1:]:
         apart = {"cache core auto"} | (set() if KINDS[name].ordered else ordered)
@@ -102,7 +103,7 @@ def test_a_feature_is_judged_by_properties_that_exist(feature: Feature) -> None:
 
 
 def test_what_only_simulated_runs_are_held_to_is_on_the_page_as_its_class_states_it() -> None:
-    assert {kind.name: statement(kind) for kind in (BoundedOvertaking, WatchedPlacement)} == OF_RUNS
+    assert {kind.name: statement(kind) for kind in (BoundedOvertaking, WatchedPlacement, WatchedScaling)} == OF_RUNS
 
 
 @pytest.mark.parametrize("name", sorted(JUDGED_BY_CLIENTS))

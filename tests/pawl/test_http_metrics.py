@@ -229,8 +229,14 @@ def test_names_keep_to_the_rules_of_prometheus_and_no_label_grows_with_what_clie
     }
 
 
-ONLY_SOME = {"pawl_window_pages", "pawl_remote_prefill", "pawl_cache_tiers", *(name for _, name, _, _ in FROM_RANKS)}
-"""Of servers with windowed layers, with tiers below the device, and with ranks."""
+ONLY_SOME = {
+    "pawl_replicas",
+    "pawl_window_pages",
+    "pawl_remote_prefill",
+    "pawl_cache_tiers",
+    *(name for _, name, _, _ in FROM_RANKS),
+}
+"""Of servers with several replicas, with windowed layers, with tiers below the device, and with ranks."""
 
 
 def test_the_page_about_metrics_names_those_that_are_served(ghost: httpx.Client) -> None:

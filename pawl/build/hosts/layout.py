@@ -1,4 +1,4 @@
-"""Which replicas live on which host, as the settings say."""
+"""Which replicas live on which host, as the settings say. Each has a place, and there are as many as there may be."""
 
 from __future__ import annotations
 
@@ -30,15 +30,22 @@ class Layout(NamedTuple):
         """The node, from 0, of the replica at this place."""
         return place // self.num_here
 
+    @property
+    def places(self) -> list[int]:
+        """In the order in which they are taken, as far as not all are: first one on each node."""
+        return sorted(range(self.num_nodes * self.num_here), key=lambda place: divmod(place, self.num_here)[::-1])
+
 
 def layout_of(config: ServerConfig, num_replicas: int) -> Layout:
     """Raises ConfigError for one that cannot be."""
-    num_nodes = config.nodes
+    num_nodes, most = config.nodes, "dp" if config.max_dp is None else "max_dp"
     if num_replicas % num_nodes:
         ranks = "; ranks of a replica live on one host, where they meet in memory" if num_replicas < num_nodes else ""
         raise ConfigError(
-            f"nodes: each of {num_nodes} nodes has as many replicas, and dp is {num_replicas}{ranks}", "nodes"
+            f"nodes: each of {num_nodes} nodes has as many replicas, and {most} is {num_replicas}{ranks}", "nodes"
         )
+    if config.max_dp is not None and config.dp < num_nodes:
+        raise ConfigError(f"dp: at least one replica for each of {num_nodes} nodes, not {config.dp}", "dp")
     layout = Layout(num_nodes, num_replicas // num_nodes, config.head_serves)
     if not layout.num_joined:
         for name in ("listen", "keys"):

@@ -1,0 +1,220 @@
+"""The router, driven by hand: replicas that are added, and that leave, by order and by load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pawl.actors.control import Ask
+from pawl.actors.control.scaling import ScaleReplicas
+from pawl.actors.messages.control import Reply
+from pawl.actors.messages.generate import Ended, StepTokens, Timing, Usage
+from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaLeft, ReplicaUp
+from pawl.actors.names import FRONT, ROUTER, Names, names_of
+from pawl.actors.placement import RoundRobin
+from pawl.actors.present import JOINED
+from pawl.actors.router import Router
+from pawl.actors.scaling import Rule
+from pawl.actors.simulation.manual import ManualContext
+from pawl.lifecycle.states import Cause
+from pawl.loops.orders.limits import SetState
+from pawl.loops.orders.serving import Pause
+from pawl.loops.orders.weight_groups import JoinWeightGroup
+from tests.actors.test_router import PROMPT, asked, draws, given, is_lost, opens, ordered, told_next
+
+HIGH = 1 << 20
+"""Open requests that no test has."""
+
+
+class Starts:
+    """A starter that says that it starts whatever it is told to."""
+
+    def __init__(self) -> None:
+        self.num_added = 0
+        self.ended: list[int] = []
+        self.given_up: list[int] = []
+        self.why_not = ""
+
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
+        self.given_up += [lost.replica] if why_not else []
+        return why_not
+
+    def add(self, role: str) -> str:
+        self.num_added += not self.why_not
+        return self.why_not
+
+    def end(self, names: Names) -> None:
+        self.ended.append(names.replica)
+
+    def over(self, name: str, reason: str) -> None: ...
+
+
+def routed(count: int, least: int = 1, most: int = 4, at: int = HIGH) -> tuple[Router, ManualContext, Starts]:
+    starts, names = Starts(), [names_of(number) for number in range(count)]
+    router = Router(RoundRobin(4), names, starts, rule=Rule(least, most, at, up_s=2.0, down_s=60.0))
+    return router, ManualContext(router, ROUTER), starts
+
+
+def scale(router: Router, context: ManualContext, replicas: int, **fields: Any) -> Reply:
+    """The answer to the order."""
+    router.receive(Ask(99, ScaleReplicas(replicas, **fields), FRONT.gateway))
+    return next(each for each in reversed(context.take(FRONT.gateway)) if isinstance(each, Reply))
+
+
+def ends(router: Router, request: int, replica: int) -> None:
+    """Its scheduler has ended it."""
+    end = Ended(0, request, Cause.LENGTH, Usage(len(PROMPT), 1, 0), Timing(0.0, ended=0.0))
+    router.receive(StepTokens(PROMPT[:0], PROMPT[:0], ended=(end,), replica=replica))
+
+
+def test_one_that_is_added_is_told_what_lasts_before_it_takes_requests() -> None:
+    router, context, starts = routed(1)
+    ordered(router, SetState(max_running=4), 0)
+    ordered(router, Pause(), 0)
+    reply = scale(router, context, 2)
+    assert (reply.ok, reply.body) == (
+        True,
+        {"wanted": 2, "serving": 1, "starting": 1, "leaving": 0, "on_load": True},
+    )
+    router.receive(ReplicaUp(names_of(1)))
+    router.receive(asked(1))
+    told = []
+    while orders := told_next(context, 1):
+        told += orders
+        assert given(context, 1) == []
+        router.receive(Reply(router.fleet.questions.asks._next_ticket - 1, True))
+    assert (told, starts.num_added) == ([SetState(max_running=4), Pause()], 1)
+    router.receive(asked(2))
+    assert [each.request for each in given(context, 1)] == [2]
+
+
+def test_one_that_leaves_gets_nothing_more_and_is_ended_when_its_last_client_has_had_all() -> None:
+    router, context, starts = routed(2)
+    for request in (1, 2, 3):  # replica 1 has one, and so less to do
+        router.receive(asked(request))
+    given(context, 1)
+    opens(router, 2, 1)
+    scale(router, context, 1)
+    router.receive(asked(4))
+    assert given(context, 1) == []
+    draws(router, 1, "w", 7)
+    assert starts.ended == []
+    ends(router, 2, 1)
+    assert ReplicaLeft(1, "recorder.1", whole=True) in context.take(FRONT.gateway)
+    assert starts.ended == []
+    router.receive(Parted(1))
+    assert (starts.ended, starts.given_up, sorted(router.replicas)) == ([1], [], [0])
+
+
+def test_what_one_that_leaves_has_after_its_time_goes_on_in_another_with_all_tokens() -> None:
+    router, context, _ = routed(2)
+    for request in (1, 2, 3):
+        router.receive(asked(request))
+    opens(router, 2, 1)
+    draws(router, 1, "w", 7, 8)
+    given(context, 0)
+    scale(router, context, 1, grace_s=5.0)
+    context.advance(5.0)
+    (moved,) = given(context, 0)
+    assert (moved.request, list(moved.resumed.output) if moved.resumed else []) == (2, [])
+    assert ReplicaLeft(1, "recorder.1", whole=False) in context.take(FRONT.gateway)
+    draws(router, 1, "w", 9)  # what it still says is dropped
+    assert router.routed[2].tokens == [7, 8]
+
+
+def test_one_that_is_called_back_takes_requests_again_and_its_time_is_over_for_nobody() -> None:
+    router, context, starts = routed(2)
+    for request in (1, 2, 3):
+        router.receive(asked(request))
+    scale(router, context, 1, grace_s=5.0)
+    scale(router, context, 2)
+    context.advance(5.0)
+    assert (starts.num_added, sorted(router.replicas)) == (0, [0, 1])
+    given(context, 1)
+    router.receive(asked(4))
+    assert [each.request for each in given(context, 1)] == [4]
+
+
+def test_who_leaves_is_called_back_when_another_one_is_lost_and_is_not_replaced_when_it_is_lost_itself() -> None:
+    router, context, starts = routed(2)
+    for request in (1, 2, 3):
+        router.receive(asked(request))
+    scale(router, context, 1)
+    is_lost(router, context, 0)
+    given(context, 1)
+    router.receive(asked(4))
+    assert [each.request for each in given(context, 1)] == [4]
+    assert starts.given_up == [0]
+    router, context, starts = routed(2)
+    router.receive(asked(1))
+    router.receive(asked(2))
+    scale(router, context, 1)
+    (leaver,) = [number for number, replica in router.replicas.items() if replica.leaving]
+    is_lost(router, context, leaver)
+    assert (starts.given_up, router.fleet.size.num_missing) == ([leaver], 0)
+
+
+def test_one_that_comes_when_it_is_too_many_leaves_at_once() -> None:
+    router, context, starts = routed(1)
+    scale(router, context, 3)
+    router.receive(asked(1))
+    scale(router, context, 1)
+    router.receive(ReplicaUp(names_of(1)))
+    router.receive(ReplicaUp(names_of(2)))
+    for number in (1, 2):
+        router.receive(Parted(number))
+    assert (sorted(router.replicas), starts.ended) == ([0], [1, 2])
+
+
+def test_one_that_cannot_be_started_is_wanted_no_more() -> None:
+    router, context, starts = routed(1)
+    starts.why_not = "no memory"
+    reply = scale(router, context, 2)
+    assert (reply.ok, reply.message, reply.body["wanted"]) == (False, "no memory", 1)
+    starts.why_not = ""
+    scale(router, context, 2)
+    router.receive(ReplicaFailed("no such folder"))
+    assert [each for each in context.take(FRONT.gateway) if isinstance(each, ReplicaCounts)][-1].wanted == 1
+    scale(router, context, 2)
+    assert starts.num_added == 2
+
+
+def test_numbers_out_of_bounds_and_of_replicas_in_a_trainers_group_are_refused() -> None:
+    router, context, _ = routed(2, least=2, most=3)
+    for replicas in (1, 4):
+        assert scale(router, context, replicas).message == f"replicas: 2 to 3, as --dp and --max-dp say, not {replicas}"
+    router, context, _ = routed(2, least=2, most=2)
+    assert scale(router, context, 3).message.endswith("--max-dp makes room for more")
+    router, context, _ = routed(2)
+    join = JoinWeightGroup(master_address="localhost", master_port=1, rank_offset=1, world_size=3)
+    router.receive(Ask(1, join, FRONT.gateway))
+    assert scale(router, context, 1).message == JOINED
+    router, context, _ = routed(2)
+    router.receive(asked(1))
+    router.receive(asked(2))
+    scale(router, context, 1)
+    router.receive(Ask(1, join, FRONT.gateway))
+    assert "a replica leaves" in next(each for each in context.take(FRONT.gateway) if isinstance(each, Reply)).message
+
+
+def test_one_that_is_at_an_order_leaves_when_it_has_answered() -> None:
+    router, context, _ = routed(2)
+    router.receive(Ask(1, SetState(max_running=4), FRONT.gateway))
+    scale(router, context, 1)
+    assert sorted(router.replicas) == [0, 1]
+    for number in (0, 1):
+        for each in [each for each in context.take(f"scheduler.{number}") if isinstance(each, Ask)]:
+            router.receive(Reply(each.ticket, True))
+    assert sorted(router.replicas) == [0]
+
+
+def test_a_load_that_stays_adds_a_replica_and_nobody_is_added_where_the_order_says_so() -> None:
+    router, context, starts = routed(1, at=2)
+    for request in (1, 2, 3, 4):
+        router.receive(asked(request))
+    assert starts.num_added == 0
+    context.advance(2.0)
+    assert (starts.num_added, router.fleet.size.wanted) == (1, 2)
+    scale(router, context, 1, on_load=False)
+    context.advance(60.0)
+    router.receive(asked(5))
+    assert (starts.num_added, router.fleet.size.wanted) == (1, 1)
