@@ -24,8 +24,7 @@ from pawl.actors.tiers.shared_pages import SharedMemory
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
-    """decode scheduler -> desk: compute this prompt, and send the pages called `keys` to its
-    storage."""
+    """decode scheduler -> desk (CONTROL): compute this prompt, and send the pages called `keys` to its storage."""
 
     ticket: int
     scheduler: str

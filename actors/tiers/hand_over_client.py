@@ -52,8 +52,8 @@ class HandOverClient(TierClient):
             salt=salt_of(order.namespace),
             keys=order.keys,
         )
-        # A desk that is full, or gone, answers by the lease.
-        context.send(self._desks[order.prefiller], asked)
+        # Not behind what cancels it. A desk that is gone answers by the lease.
+        context.send(self._desks[order.prefiller], asked, Lane.CONTROL)
         context.after(self._prefill_lease_s, PrefillOverdue(order.ticket))
 
     def cancel(self, ticket: int, prefiller: int) -> None:

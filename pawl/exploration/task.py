@@ -28,8 +28,9 @@ CONFIRMED_EVERY = 4
 """Workloads of which one has a schedule run twice: it must come out the same."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 """Strategies that take turns unless one is named."""
-CONTENTION, SCARCITY = 0.2, 0.3
-"""Shares of the workloads in which many requests wait for few places, and in which pages are short."""
+CONTENTION, SCARCITY, APART = 0.2, 0.3, 0.15
+"""Shares of the workloads in which many requests wait for few places, in which pages are short, and in which prompts
+are computed elsewhere."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 ANY = "any"
@@ -134,7 +135,7 @@ def _rounds(task: Task, workload: Workload, number: int) -> Iterator[Outcome]:
             schedules,
             # Another one, or the same schedules come again.
             seed=seed if replayed else ~seed,
-            faults=faults_of(task, seed),
+            faults=faults_of(task, seed, workload),
             confirm_every=schedules // 2 if number % CONFIRMED_EVERY == 0 and not replayed else 0,
             replayed=replayed,
             shrink=False,
@@ -149,13 +150,14 @@ def _past(ends: float) -> bool:
     return time.monotonic() >= ends
 
 
-def faults_of(task: Task, seed: int) -> Faults:
+def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     """In one workload of three steps are lost, in another one clocks err, up to `task.faults` times, some have both;
-    in one of eight an actor may crash."""
+    in one of eight an actor may crash, in one of three where others may go on without it."""
     from pawl.testing import Faults
 
     chance = Seeded(~seed)
-    steps, clocks, crash = chance.chance(1 / 3), chance.chance(1 / 3), chance.chance(0.12)
+    steps, clocks = chance.chance(1 / 3), chance.chance(1 / 3)
+    crash = chance.chance(0.12 if len(workload.shape.roles) == 1 else 0.35)
     count = min(task.faults, chance.within(1, 3))
     in_time = count if clocks else 0
     return Faults(
@@ -169,7 +171,7 @@ def faults_of(task: Task, seed: int) -> Faults:
 
 def workload_of(task: Task, seed: int) -> Workload:
     """The workload of this seed."""
-    from pawl.testing import Workload, contention, scarcity
+    from pawl.testing import Workload, apart, contention, scarcity
 
     if task.workload is not None:
         return load_scenario(task.workload).workload
@@ -178,6 +180,8 @@ def workload_of(task: Task, seed: int) -> Workload:
         drawn = contention(seed, **task.shape)
     elif kind.chance(SCARCITY / (1 - CONTENTION)):
         drawn = scarcity(seed, **task.shape)
+    elif kind.chance(APART / (1 - CONTENTION - SCARCITY)):
+        drawn = apart(seed, **task.shape)
     else:
         drawn = Workload.random(seed, max_requests=task.max_requests, **task.shape)
     if not task.of_requests:

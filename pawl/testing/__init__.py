@@ -11,6 +11,7 @@
 
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
+from pawl.testing.apart import apart
 from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.contention import contention
 from pawl.testing.expectations import PropertyFailed
@@ -32,6 +33,7 @@ __all__ = [
     "PropertyFailed",
     "Shape",
     "Workload",
+    "apart",
     "check_schedule",
     "cluster",
     "contention",

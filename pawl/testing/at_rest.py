@@ -25,6 +25,7 @@ from pawl.memory.tiers.keys import split_keys
 from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import GONE, Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
+from pawl.testing.pairs import check_pairs
 from pawl.testing.profiles import profile_at_rest
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class EndChecks:
                 gone = [key for key in split_keys(companion.index.snapshot()) if key not in storage.store]
                 if gone:
                     yield f"{len(gone)} pages are known below the device, and are not there"
+
+    def check_pairs(self) -> None:
+        """At a moment when nothing is on its way: prefill and decode replicas speak of the same prefills."""
+        check_pairs(self.run.replicas)
 
     def check_end(self) -> None:
         """Everybody has had what they must get, from an engine that has stopped."""

@@ -155,6 +155,8 @@ class Cluster(Case):
             self.starter.stepped()
         for replica in self.replicas:
             replica.stepped()
+        if self.workload.shape.prefillers and not (self.closing or self.crashed or self.system.num_waiting()):
+            self.checks.check_pairs()
 
     def done(self) -> bool | None:
         if self.system.now_s > self._horizon_s and not self.closing and not self.system.network.ready:

@@ -128,7 +128,9 @@ class Tracer:
 
 
 class InjectedChecks(EndChecks):
-    """A request may be lost to the failure that was planted."""
+    """A request may be lost to the failure that was planted, and a prefill may take its lease."""
+
+    def check_pairs(self) -> None: ...
 
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
         if cause is not Cause.INTERNAL:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 import numpy as np
 
+from pawl.actors.messages.hand_over import HandedPages
 from pawl.actors.names import NAMES, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import HEADER, FileStore
@@ -174,7 +175,22 @@ def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes, 
     if shape.storage_pages:
         limit = shape.storage_pages * (HEADER.size + runner.page_bytes)
         files = FileStore(Path(), runner.layout, runner.page_bytes, limit, MemoryDisk(strikes))
-    return Storage(TierStore(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager), names)
+    return SimulatedStorage(
+        TierStore(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager), names, strikes
+    )
+
+
+class SimulatedStorage(Storage):
+    """Pages of another replica come damaged where the schedule says so."""
+
+    def __init__(self, store: TierStore, names: Names, strikes: Strikes) -> None:
+        super().__init__(store, names)
+        self._strikes = strikes
+
+    def receive(self, message: Any) -> None:
+        if isinstance(message, HandedPages) and message.data is not None and self._strikes("page"):
+            message = msgspec.structs.replace(message, data=~message.data)
+        super().receive(message)
 
 
 class MemoryDisk:

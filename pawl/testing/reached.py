@@ -34,6 +34,7 @@ FAULTS = {
 PLACES = {
     "result": "lost result",
     "disk": "refusal of the disk",
+    "page": "damaged page",
     "link": "refusal of a link",
     "link cut": "cut link",
     "trainer gone": "lost trainer",

@@ -13,9 +13,14 @@ from tests.mutants.places import FOLDER, place_of
 
 FEW = 3
 """Schedules of the code as it is."""
+SLOW = frozenset({"death_of_a_prefill_replica_is_waited_out", "tickets_come_again"})
+"""Mutants of several replicas whose places take a second."""
+EACH = [
+    pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if mutant.name in SLOW else []) for mutant in MUTANTS
+]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", EACH)
 def test_a_mutant_is_caught(mutant: Mutant) -> None:
     place = place_of(mutant.name)
     with planted(mutant):
@@ -23,7 +28,7 @@ def test_a_mutant_is_caught(mutant: Mutant) -> None:
     assert found is not None, mutant.what
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", EACH)
 def test_the_code_as_it_is_passes_where_the_mutant_was_caught(mutant: Mutant) -> None:
     found = place_of(mutant.name).explored(FEW).found
     assert found is None, str(found)

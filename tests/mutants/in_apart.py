@@ -1,0 +1,71 @@
+"""Defects of prefill and decode apart that public engines have had: prefills that nobody waits for, or that are waited
+for in vain; pages that are not what they should be; and what is left of either."""
+
+from __future__ import annotations
+
+from pawl.actors.prefill_desk import PrefillDesk
+from pawl.actors.tiers import hand_over
+from pawl.actors.tiers.hand_over import Outgoing
+from pawl.loops.remote_prefill import RemotePrefill
+from tests.mutants.mutant import Edit, Group, Mutant
+
+
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.MEMORY, broken, resembles, what, edits)
+
+
+def _lifecycle(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.LIFECYCLE, broken, resembles, what, edits)
+
+
+APART = (
+    _lifecycle(
+        "prefill_outlives_its_request",
+        "abort_is_total",
+        "28236; vllm 26012",
+        "A request that is aborted while its prompt is computed elsewhere leaves that to go on.",
+        Edit(RemotePrefill.left, "self._cancel(ticket)", "self._prefills.pop(ticket)"),
+    ),
+    _lifecycle(
+        "cancelled_by_nobody",
+        "abort_is_total",
+        "8352, 27372",
+        "A prefill replica forgets a prefill that nobody waits for, and its scheduler goes on with it.",
+        Edit(PrefillDesk._cancel, "if numbers:", "if False:"),
+    ),
+    _lifecycle(
+        "death_of_a_prefill_replica_is_waited_out",
+        "bounded_progress",
+        "6215, 16903, 28651",
+        "Who waits for a prefill replica that is gone waits until the lease ends.",
+        Edit(RemotePrefill.prefiller_down, "self._give_up(gone, Cause.WORKER_LOST, now)", "pass"),
+    ),
+    _lifecycle(
+        "dead_prefill_replica_is_asked",
+        "bounded_progress",
+        "16903",
+        "A prefill replica that is gone is asked again.",
+        Edit(RemotePrefill.prefiller_down, "self.ready.discard(prefiller)", "pass"),
+    ),
+    _lifecycle(
+        "tickets_come_again",
+        "legal_lifecycle",
+        "26486, 40125",
+        "Two prefills that are under way have one number: what comes for the one is taken for the other.",
+        Edit(RemotePrefill._consider, "self._tickets += 1", "self._tickets = len(self._prefills) + 1"),
+    ),
+    _mutant(
+        "sent_pages_stay_under_way",
+        "auxiliary_conservation",
+        "vllm 41269",
+        "Pages that were sent to who does not wait any more count as under way for ever.",
+        Edit(Outgoing.over, "del sent[number]", "pass"),
+    ),
+    _mutant(
+        "checksum_is_not_compared",
+        "read_after_commit",
+        "39229",
+        "A page that was damaged on its way is kept, and read.",
+        Edit(hand_over._whole, "read(place) and checksum(key, place) == total", "read(place)"),
+    ),
+)
