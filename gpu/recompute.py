@@ -10,11 +10,16 @@ may differ between runs"), and for those it says more than the same steps again 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from pawl.gpu.adapters.low_rank import PackedAdapter
+from pawl.gpu.adapters.peft import read_adapter
+from pawl.gpu.adapters.slots import ReadAdapter
 from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.batches import known_tokens
 from pawl.gpu.devices import Array, available_threads, computing_on, download, upload
@@ -28,8 +33,9 @@ from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.sampling.operations import operations_on
 from pawl.gpu.sampling.rivals import Rivals
 from pawl.gpu.select import BackendChoice, sampler_for, select_backend
+from pawl.gpu.step_runner import AdapterRefused
 from pawl.gpu.weights.blocks import Weights
-from pawl.lifecycle.recompute import Computed, Recorded
+from pawl.lifecycle.recompute import Computed, Content, Recorded
 from pawl.lifecycle.step import Embedding, Float32s, Int32s, SlotAssignment, StepLogprobs
 
 PAGE_SIZE = 64
@@ -39,6 +45,8 @@ MOST_LOGITS = 1 << 24
 """Numbers of one pass, so that a large vocabulary has shorter chunks."""
 TOGETHER = 64
 """Requests that are computed together at the most."""
+ADAPTERS = 8
+"""That are kept for the next group; those of a group are there in any number."""
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -66,9 +74,10 @@ class Recomputer:
         advance: Callable[[int], object] = lambda count: None,
         grammars: Grammars | None = None,
         pooling: Pooling | None = None,
+        adapters: ReadAdapter = read_adapter,
     ) -> None:
         """Takes `weights` over. `max_context`: tokens of a request at the most; `advance` hears of tokens that are
-        computed. Raises BackendUnavailable where nothing keeps the promise."""
+        computed; `adapters` reads one. Raises BackendUnavailable where nothing keeps the promise."""
         pages_per_slot = -(-max_context // PAGE_SIZE)
         # Where memory is not touched it costs nothing: room for several requests, if they are short.
         self._num_pages = max(pages_per_slot, TOGETHER)
@@ -85,11 +94,30 @@ class Recomputer:
         self._pooling = pooling
         self._operations = operations_on(self.backend.device)
         self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk)
+        self._config, self._read = config, adapters
+        self._packed = lru_cache(ADAPTERS)(self._pack)
+        self._adapters: list[PackedAdapter | None] = [None] * TOGETHER
+        """Of the requests that are computed together."""
 
-    def __call__(self, requests: Sequence[Recorded]) -> list[Computed]:
+    def __call__(self, requests: Sequence[Recorded]) -> list[Computed | None]:
         """Raises ValueError for a request that is longer than any may be."""
         with computing_on(self.backend.device):
-            return self._computed(requests)
+            at_hand = [each.adapter is None or self._packed(each.adapter) is not None for each in requests]
+            computed = iter(self._computed([each for each, here in zip(requests, at_hand, strict=True) if here]))
+            return [next(computed) if here else None for here in at_hand]
+
+    def _pack(self, content: Content) -> PackedAdapter | None:
+        """That adapter, as the backend has it; None where it cannot be read any more."""
+        for source in content.sources:
+            with suppress(AdapterRefused):
+                adapter = self._read(source, self._config)
+                if adapter.fingerprint == content.fingerprint:
+                    return self.backend.pack_adapter(adapter)
+        return None
+
+    def _enter(self, group: Sequence[Recorded]) -> None:
+        """These are computed together, each with its adapter."""
+        self._adapters = [None if each.adapter is None else self._packed(each.adapter) for each in group]
 
     def _computed(self, requests: Sequence[Recorded]) -> list[Computed]:
         found: list[Computed] = []
@@ -113,6 +141,7 @@ class Recomputer:
 
     def _embedded(self, request: Recorded) -> Computed:
         """A request that wanted a vector, alone and in chunks of its own."""
+        self._enter([request])
         computed, count = Computed.unknown(request), request.num_prompt
         rows: list[Float32s] = []
         self._table[0, : -(-count // PAGE_SIZE)] = np.arange(-(-count // PAGE_SIZE))
@@ -130,6 +159,7 @@ class Recomputer:
         """Of (slot, start, count) of several requests, whose tokens follow each other."""
         slots, starts, lengths = (np.array(column, np.int32) for column in zip(*pieces, strict=True))
         offsets = ragged_offsets(lengths)
+        adapters = [self._adapters[slot] for slot in slots.tolist()]
         # What the model does not have is an input of nothing that counts: the token itself was not drawn either.
         tokens = np.where((tokens < 0) | (tokens >= self._vocabulary), np.int32(0), tokens)
         return ForwardInputs(
@@ -141,10 +171,12 @@ class Recomputer:
             offsets=offsets,
             page_table=self._table,
             logit_rows=logit_rows,
+            adapters=adapters if any(each is not None for each in adapters) else None,
         )
 
     def _group(self, group: list[Recorded]) -> list[Computed]:
         """Requests that fit into the store together."""
+        self._enter(group)
         # The last token of each is an input of nothing.
         lengths = [len(request.tokens) - 1 for request in group]
         first = 0

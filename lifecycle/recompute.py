@@ -22,6 +22,14 @@ def is_reproducible(started: Started) -> bool:
     return started.config.get("backend") in DETERMINISTIC or started.config.get("deterministic") is True
 
 
+class Content(NamedTuple):
+    """What an adapter is, and where that may be read."""
+
+    fingerprint: str
+    sources: tuple[str, ...]
+    """From the first that has this content; others may stand there by now."""
+
+
 class Recorded(NamedTuple):
     """All that decides the words of one request, and the words."""
 
@@ -29,6 +37,8 @@ class Recorded(NamedTuple):
     """int32 [n], prompt and output"""
     num_prompt: int
     sampling: SamplingParameters
+    adapter: Content | None = None
+    """That the model computed it with; None: it had none."""
 
 
 class Computed(NamedTuple):
@@ -65,8 +75,8 @@ class Computed(NamedTuple):
         self.top[positions, :width] = scores.top[:, :width]
 
 
-Compute: TypeAlias = Callable[[Sequence[Recorded]], Sequence[Computed]]
-"""The model: several requests at once, as it likes."""
+Compute: TypeAlias = Callable[[Sequence[Recorded]], Sequence[Computed | None]]
+"""The model: several requests at once, as it likes. None for a request whose adapter cannot be read any more."""
 
 
 class CannotRecompute(Exception):

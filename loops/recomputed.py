@@ -16,8 +16,10 @@ from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.served_weights import fingerprint_at_start
-from pawl.lifecycle.recompute import Compute, Computed, Recorded
+from pawl.lifecycle.recompute import Compute, Computed, Content, Recorded
 from pawl.lifecycle.records import (
+    AdapterMoved,
+    Delivered,
     Int32s,
     StepCommitted,
     Submitted,
@@ -28,6 +30,8 @@ from pawl.lifecycle.records import (
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 
+LOADS = frozenset({"load_adapter", "load_numbered_adapter"})
+"""Orders that say where an adapter is to be read."""
 AT_ONCE = 8192
 """Tokens that wait to be computed together."""
 
@@ -44,7 +48,8 @@ class Tally(msgspec.Struct):
     not_recomputed: int = 0
     """Requests with output of a run that did not promise that they can be."""
     of_other_weights: int = 0
-    """Output tokens that other weights have drawn than those that the engine started with, or with adapters."""
+    """Output tokens that other weights have drawn than those that the engine started with, or with an adapter that
+    cannot be read any more."""
 
     def __str__(self) -> str:
         if self.not_recomputed:
@@ -52,7 +57,7 @@ class Tally(msgspec.Struct):
         said = f"{self.requests} requests, {self.tokens} output tokens, {self.scores} log-probabilities"
         said += f", {self.vectors} vectors" if self.vectors else ""
         return (
-            f"{said}; not {self.of_other_weights} output tokens of other weights or adapters"
+            f"{said}; not {self.of_other_weights} output tokens of other weights, or of adapters that are not there"
             if self.of_other_weights
             else said
         )
@@ -85,10 +90,13 @@ class _Life:
         self.embedded: tuple[int, bytes] | None = None
         """Which record has its vector, and the digest."""
         self.outdated = False
-        """What it gets from now on is drawn by other weights than those at hand, or with an adapter."""
+        """What it gets from now on is drawn by other weights than those at hand, or with an adapter of which nothing is
+        known."""
+        self.adapter: Content | None = None
 
     def recorded(self) -> Recorded:
-        return Recorded(np.concatenate((self.known, np.array(self.output, np.int32))), self.num_prompt, self.sampling)
+        tokens = np.concatenate((self.known, np.array(self.output, np.int32)))
+        return Recorded(tokens, self.num_prompt, self.sampling, self.adapter)
 
     def __len__(self) -> int:
         return len(self.known) + len(self.output)
@@ -102,7 +110,8 @@ class _Life:
 class Recomputed(Property):
     """With the model at hand, the words of a run are computed again from what its requests asked for: every token, and
     every log-probability, and every vector's digest, is the same to the bit. What other weights have drawn than
-    those that the engine started with, or an adapter with them, is counted, and not computed."""
+    those that the engine started with is counted, and not computed; so is what an adapter has drawn with them whose
+    content is not where it was read."""
 
     name: ClassVar[str] = "recomputed"
 
@@ -114,9 +123,16 @@ class Recomputed(Property):
         """Live requests by row."""
         self._waiting: list[_Life] = []
         self._num_waiting = 0
+        self._sources: dict[str, dict[str, None]] = {}
+        """Where adapters of a name were to be read; a set that keeps its order."""
+        self._contents: dict[int, Content] = {}
+        """Of adapters that were read, by number."""
         self.tally = Tally()
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        for kept in beginning.adapters:
+            self._sources.setdefault(kept.name, {})[kept.source] = None
+            self._read(kept.number, kept.name, kept.fingerprint)
         table = beginning.table
         for row in beginning.rows:
             known = table.tokens[row, : table.num_tokens[row]]
@@ -124,12 +140,24 @@ class Recomputed(Property):
         return ()
 
     def _begin(self, row: int, info: RequestInfo | Submitted, known: Int32s, num_prompt: int, history: History) -> None:
-        """A request with these known tokens. Output that other weights have drawn, or an adapter, is not computed."""
-        outdated = info.num_older > 0 or not _at_hand(history) or adapter_of(info.namespace) > 0
+        """A request with these known tokens. Output that other weights have drawn is not computed."""
+        outdated = info.num_older > 0 or not self._at_hand(info.namespace, history)
         if outdated:
             known = known[:num_prompt]
         life = self._lives[row] = _Life(info.request, info.sampling, known, num_prompt)
         life.outdated = outdated
+        life.adapter = self._contents.get(adapter_of(info.namespace))
+
+    def _at_hand(self, namespace: str, history: History) -> bool:
+        """Whether a request is computed by the weights with which the engine started, and its adapter is known."""
+        number = adapter_of(namespace)
+        at_start = fingerprint_at_start(history.started) or ""
+        return history.weights.fingerprint == at_start and (not number or number in self._contents)
+
+    def _read(self, number: int, name: str, fingerprint: str) -> None:
+        """An adapter has this content, if any yet."""
+        if fingerprint:
+            self._contents[number] = Content(fingerprint, tuple(self._sources.get(name, ())))
 
     def finish(self, history: History) -> Sequence[Violation]:
         """What has ended, and what is live where the trace ends."""
@@ -140,6 +168,18 @@ class Recomputed(Property):
     broken_off = finish
 
     # ---- what is recorded ----
+
+    @on(Delivered)
+    def _delivered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        if record.kind in LOADS:
+            name, path = (str(record.fields.get(field)) for field in ("lora_name", "lora_path"))
+            self._sources.setdefault(name, {})[path] = None
+        return ()
+
+    @on(AdapterMoved)
+    def _adapter_moved(self, record: AdapterMoved, history: History) -> Sequence[Violation]:
+        self._read(record.number, record.name, record.fingerprint)
+        return ()
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
@@ -192,7 +232,7 @@ class Recomputed(Property):
             for row, life in self._lives.items():
                 if not history.num_output[row]:
                     life.scored.clear()
-                    life.outdated = not _at_hand(history) or adapter_of(history.submissions[row].namespace) > 0
+                    life.outdated = not self._at_hand(history.submissions[row].namespace, history)
                 else:
                     life.outdated = True
         return ()
@@ -224,9 +264,12 @@ class Recomputed(Property):
             violation for life, again in zip(lives, computed, strict=True) for violation in self._compare(life, again)
         ]
 
-    def _compare(self, life: _Life, again: Computed) -> Iterator[Violation]:
+    def _compare(self, life: _Life, again: Computed | None) -> Iterator[Violation]:
         """The first difference of a request: what follows it is an echo."""
         tally = self.tally
+        if again is None:
+            tally.of_other_weights += len(life) - life.num_prompt
+            return
         tally.requests += 1
         tally.tokens += len(again.tokens)
         tally.scores += sum(len(scored.positions) for scored in life.scored)
@@ -235,11 +278,6 @@ class Recomputed(Property):
         for record, text in chain(*wrong):
             yield Violation(self.name, text, record, life.request)
             return
-
-
-def _at_hand(history: History) -> bool:
-    """Whether the weights that serve are those with which the engine started."""
-    return history.weights.fingerprint == (fingerprint_at_start(history.started) or "")
 
 
 def _other_tokens(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:

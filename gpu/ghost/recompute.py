@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from pawl.gpu.alone import steps_alone
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.cache import Grammars
-from pawl.lifecycle.recompute import Computed, Recorded
+from pawl.gpu.step_runner import AdapterRefused
+from pawl.lifecycle.recompute import Computed, Content, Recorded
+
+ADAPTER = 1
+"""The adapter slot of a request that has one."""
 
 
 def ghost_again(
     requests: Sequence[Recorded],
     advance: Callable[[int], object] = lambda count: None,
     grammars: Grammars | None = None,
-) -> list[Computed]:
+) -> list[Computed | None]:
     """`Compute` of a ghost; `advance` hears of tokens that are computed."""
-    found = []
+    found: list[Computed | None] = []
     for request in requests:
         found.append(_again(request, grammars))
         advance(len(request.tokens))
     return found
 
 
-def _again(request: Recorded, grammars: Grammars | None) -> Computed:
+def _again(request: Recorded, grammars: Grammars | None) -> Computed | None:
     total, count = len(request.tokens), request.num_prompt
     computed = Computed.unknown(request)
     size = total + 1
     ghost = Ghost(num_pages=1, page_size=size, num_slots=1, max_context=size, small=True, grammars=grammars)
+    if request.adapter is not None and not _read(ghost, request.adapter):
+        return None
     prompt = np.array(request.tokens[:count])
-    for index, result in enumerate(steps_alone(ghost, prompt, request.sampling, total - count, total + 1)):
+    adapter = 0 if request.adapter is None else ADAPTER
+    steps = steps_alone(ghost, prompt, request.sampling, total - count, total + 1, adapter=adapter)
+    for index, result in enumerate(steps):
         if total > count:
             computed.tokens[index] = result.tokens[0]
         if result.logprobs is not None:
@@ -40,3 +49,12 @@ def _again(request: Recorded, grammars: Grammars | None) -> Computed:
             computed.score(np.arange(part.start + 1, part.start + 1 + len(part.chosen)), part)
         computed.digests.extend(embedding.digest for embedding in result.embeddings)
     return computed
+
+
+def _read(ghost: Ghost, adapter: Content) -> bool:
+    """Whether it is in its slot."""
+    for source in adapter.sources:
+        with suppress(AdapterRefused):
+            if ghost.load_adapter(ADAPTER, source) == adapter.fingerprint:
+                return True
+    return False

@@ -63,6 +63,8 @@ class Kept(msgspec.Struct):
     """One adapter."""
 
     number: int
+    name: str
+    source: str
     phase: AdapterPhase
     fingerprint: str
     slot: int

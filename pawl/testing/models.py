@@ -21,7 +21,7 @@ from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.step_runner import CountsExperts
-from pawl.lifecycle.recompute import Compute, Computed, Recorded
+from pawl.lifecycle.recompute import Compute, Computed, Content, Recorded
 from pawl.lifecycle.records import ENCODER
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import StepBatch, StepResult
@@ -69,19 +69,22 @@ class GhostModel:
     name = "ghost"
     expectations = OF_THE_GHOST
 
-    def compute(self, requests: Sequence[Recorded]) -> list[Computed]:
+    def compute(self, requests: Sequence[Recorded]) -> list[Computed | None]:
         """Each request once: under another schedule of its workload it comes again."""
-        return [_again(each.tokens.tobytes(), each.num_prompt, ENCODER.encode(each.sampling)) for each in requests]
+        return [
+            _again(each.tokens.tobytes(), each.num_prompt, ENCODER.encode(each.sampling), each.adapter)
+            for each in requests
+        ]
 
     def runner(self, config: LoopConfig, number: int = 0) -> Ghost:
         return WatchedGhost.for_shape(config, small=config.tiers is None, grammars=simulated_grammars())
 
 
 @lru_cache(maxsize=4096)
-def _again(tokens: bytes, num_prompt: int, sampling: bytes) -> Computed:
+def _again(tokens: bytes, num_prompt: int, sampling: bytes, adapter: Content | None) -> Computed | None:
     parameters = msgspec.msgpack.decode(sampling, type=SamplingParameters)
     (computed,) = ghost_again(
-        [Recorded(np.frombuffer(tokens, np.int32), num_prompt, parameters)], grammars=simulated_grammars()
+        [Recorded(np.frombuffer(tokens, np.int32), num_prompt, parameters, adapter)], grammars=simulated_grammars()
     )
     return computed
 

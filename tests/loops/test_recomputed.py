@@ -23,6 +23,7 @@ from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
     Checkpoint,
+    Delivered,
     Record,
     Started,
     StepCommitted,
@@ -38,6 +39,7 @@ from pawl.loops.recomputed import Recomputed, Tally
 from pawl.loops.replay import replay
 from pawl.loops.snapshot import checkpoint
 from tests.loops.driver import CELLS, Driver
+from tests.loops.test_adapters import Server
 
 WAYS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
@@ -195,6 +197,51 @@ def test_output_that_a_lost_replica_has_given_is_computed_only_if_the_weights_at
     violations, tally = judged(records)
     assert violations == []
     assert (tally.requests, tally.of_other_weights) == (0, 4)
+
+
+class WithAdapters(Server):
+    """Two adapters under one name, one after the other; of the second it is said twice where it is."""
+
+    def __init__(self) -> None:
+        super().__init__(**CONFIG)
+        self.loaded("a")
+        self.requests = [self.ask("a"), self.ask("")]
+        self.serve()
+        self.unload("a")
+        self.turn()
+        self.load("a", "ghost:b")
+        self.turn()
+        self.load("a", "ghost:refused")
+        self.answer_readings()
+        self.requests += [self.ask("a"), self.ask("")]
+        self.serve()
+
+    def trace(self) -> list[Any]:
+        return DECODER.decode(ENCODER.encode([started_of(self, 0), *self.records]))
+
+
+def test_output_with_an_adapter_is_computed_with_the_content_that_it_had() -> None:
+    server = WithAdapters()
+    records = server.trace()
+    violations, tally = judged(records)
+    assert violations == []
+    assert (tally.requests, tally.of_other_weights) == (4, 0)
+    places = [at for at, record in enumerate(records) if isinstance(record, StepCommitted)]
+    last = records[places[-1]]
+    records[places[-1]] = msgspec.structs.replace(last, tokens=(int32s(last.tokens) ^ 1).tobytes())
+    assert {each.request for each in judged(records)[0]} & set(server.requests[2:])
+
+
+def test_what_an_adapter_has_drawn_that_is_not_there_any_more_is_counted() -> None:
+    records = [
+        msgspec.structs.replace(record, fields=record.fields | {"lora_path": "nowhere"})
+        if isinstance(record, Delivered) and record.fields.get("lora_path") == "ghost:b"
+        else record
+        for record in WithAdapters().trace()
+    ]
+    violations, tally = judged(records)
+    assert violations == []
+    assert (tally.requests, tally.of_other_weights) == (3, 8)
 
 
 # ---- forgeries ----

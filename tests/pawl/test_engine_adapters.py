@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from pawl.cli import main
 from pawl.config import build_config
 from pawl.engine import Engine
-from pawl.lifecycle.audit import Verdict, audit
 
 PROMPT = "The capital of France is"
-GREEDY = {"max_new_tokens": 12, "temperature": 0.0}
+MOST = 12
+GREEDY = {"max_new_tokens": MOST, "temperature": 0.0}
 LAYERS, HIDDEN, VALUES, RANK = 30, 576, 192, 4
 
 
@@ -33,7 +36,9 @@ def adapter_at(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def test_requests_with_adapters_that_share_one_slot_get_what_each_gets_alone(tmp_path: Path) -> None:
+def test_requests_with_adapters_that_share_one_slot_get_what_each_gets_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {"model": "smollm2", "kv_tokens": 4096, "trace_dir": str(tmp_path / "trace"), "deterministic": True}
     adapters = [f"a={adapter_at(tmp_path / 'a', 1)}", f"b={adapter_at(tmp_path / 'b', 2)}"]
     names = ["", "a", "b", "a", "b", ""]
@@ -42,4 +47,12 @@ def test_requests_with_adapters_that_share_one_slot_get_what_each_gets_alone(tmp
         alone = {name: engine.generate(PROMPT, GREEDY, adapter=name)[0].tokens for name in ("", "a", "b")}
     assert together == [alone[name] for name in names]
     assert len({tuple(tokens) for tokens in alone.values()}) == 3
-    assert audit(tmp_path / "trace").verdict is Verdict.PASS
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path / "trace"), "--recompute", "smollm2", "--json"]) == 0
+    report, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    assert (report["recomputed"]["requests"], report["recomputed"]["of_other_weights"]) == (9, 0)
+    assert report["recomputed"]["tokens"] == report["num_tokens"]
+    shutil.rmtree(tmp_path / "a")
+    assert main(["audit", str(tmp_path / "trace"), "--recompute", "smollm2"]) == 0
+    told = f"not {3 * MOST} output tokens of other weights, or of adapters that are not there"
+    assert told in capsys.readouterr().out
