@@ -185,6 +185,7 @@ class Storage(Actor):
         return self.survives()
 
     def stopped(self, reason: str) -> None:
+        self.incoming.close()
         ends_at = self.context.now() + CLOSE_S
         self.store.close(lambda: self.context.now() < ends_at)
 

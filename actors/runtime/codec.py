@@ -1,6 +1,7 @@
 """Messages as frames of bytes, for wires between processes. Nothing is unpickled.
 
-    frame 0     checksum (crc32 of all that follows, 4 bytes) and the message in msgpack, with its type tag
+    frame 0     checksum (crc32, 4 bytes), how far it goes (a byte: 0 to the end, 1 to that of this frame), and the
+                message in msgpack, with its type tag
     frame 1 …   the bytes of its arrays, in the order in which they occur; never copied into msgpack, nor out of it
 
 An array in the message is an extension that says dtype and shape. What comes from a wire is trusted in nothing: it is a
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import msgspec
@@ -23,6 +24,7 @@ Frame: TypeAlias = bytes | bytearray | memoryview
 _ARRAY = 1
 """Code of the extension."""
 _CHECKSUM = struct.Struct("<I")
+_WHOLE, _SEALED = b"\0", b"\1"
 _DTYPES = {
     np.dtype(name).str: np.dtype(name)
     for name in ("?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
@@ -41,14 +43,21 @@ class Damaged(Malformed):
 class Codec:
     """Encodes any message, and decodes those of `accepts`, a class or a union of classes. Belongs to one thread."""
 
-    def __init__(self, accepts: Any, encoders: Mapping[type, msgspec.msgpack.Encoder] | None = None) -> None:
-        """`encoders` are for messages whose fields are decoded as something else than arrays."""
+    def __init__(
+        self,
+        accepts: Any,
+        encoders: Mapping[type, msgspec.msgpack.Encoder] | None = None,
+        sealed: Collection[type] = (),
+    ) -> None:
+        """`encoders` are for messages whose fields are decoded as something else than arrays. Those that are `sealed`
+        say themselves what their arrays must be: no byte of these is looked at twice."""
         self._arrays: list[Frame] = []
         """Of the message that is encoded or decoded now."""
         self._next = 0
         """Which of them comes next."""
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._write_array)
         self._encoders = dict(encoders or {})
+        self._sealed = frozenset(sealed)
         self._decoder = msgspec.msgpack.Decoder(accepts, dec_hook=_check_array, ext_hook=self._read_array)
 
     def encode(self, message: Any) -> list[Frame]:
@@ -56,7 +65,8 @@ class Codec:
 
         Raises TypeError for a message that holds what no wire can carry."""
         self._arrays = []
-        body = self._encoders.get(type(message), self._encoder).encode(message)
+        kind = type(message)
+        body = (_SEALED if kind in self._sealed else _WHOLE) + self._encoders.get(kind, self._encoder).encode(message)
         arrays, self._arrays = self._arrays, []
         return [_CHECKSUM.pack(_checksum(body, arrays)) + body, *arrays]
 
@@ -69,11 +79,13 @@ class Codec:
             raise Damaged("the checksum is not that of the frames")
         self._arrays, self._next = arrays, 0
         try:
-            message = self._decoder.decode(body)
+            message = self._decoder.decode(body[1:])
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError) as error:
             raise Malformed(str(error)) from error
         finally:
             self._arrays = []
+        if body[:1] != (_SEALED if type(message) in self._sealed else _WHOLE):
+            raise Malformed(f"the checksum of a {type(message).__name__} goes as far as another message's")
         if self._next != len(arrays):
             raise Malformed(f"{len(arrays)} arrays, of which the message has {self._next}")
         return message
@@ -98,10 +110,10 @@ class Codec:
 
 
 def _checksum(body: Frame, arrays: Sequence[Frame]) -> int:
-    """Of the frames and of where each ends."""
+    """Of the frames, as far as the first byte of the body says, and of where each ends."""
     lengths = struct.pack(f"<{len(arrays) + 1}Q", len(body), *map(len, arrays))
     checksum = zlib.crc32(body, zlib.crc32(lengths))
-    for array in arrays:
+    for array in () if body[:1] == _SEALED else arrays:
         checksum = zlib.crc32(array, checksum)
     return checksum
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -19,13 +20,21 @@ from pawl.actors.messages.hand_over import HandedPages, OfferPages, PagesEnd, Se
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.shared_pages import SharedMemory, SharedReader
 from pawl.actors.tiers.store import TierStore
+from pawl.gpu.devices import available_threads
 from pawl.memory.arrays import Int32s
 from pawl.memory.tiers.keys import PageKey
 
 SLICE_BYTES = 4 << 20
-"""Of one message."""
+"""Pages in one message."""
+READ_BYTES = 16 << 20
+"""Pages that one message names, where the receiver reads them."""
 WINDOW_BYTES = 64 << 20
 """Sent to one receiver and not taken yet."""
+
+SIDE_BY_SIDE_BYTES = 1 << 20
+"""From so many on pages of one message are read by several threads."""
+NUM_HELPERS = min(4, available_threads()) - 1
+"""Beside the thread of the storage."""
 
 UInt64s: TypeAlias = NDArray[np.uint64]
 Post: TypeAlias = Callable[[str, HandedPages | PagesEnd | OfferPages], bool]
@@ -77,6 +86,7 @@ class Outgoing:
         self._store = store
         self._post = post
         self._slice = max(1, SLICE_BYTES // page_bytes)
+        self._named = max(1, READ_BYTES // page_bytes)
         self._window = max(self._slice, WINDOW_BYTES // page_bytes)
         self._jobs: dict[int, _Job] = {}
         self._sent: dict[str, dict[int, tuple[int, int]]] = {}
@@ -147,8 +157,9 @@ class Outgoing:
     def pump(self) -> None:
         """Send what is due, oldest job first, as far as its receiver has taken what was sent before."""
         for number, job in list(self._jobs.items()):
+            most = self._named if self._readable.get(job.storage) else self._slice
             while job.due and (room := self._window - self._under_way(job.storage)) > 0:
-                self._send(job, [job.due.popleft() for _ in range(min(room, self._slice, len(job.due)))])
+                self._send(job, [job.due.popleft() for _ in range(min(room, most, len(job.due)))])
             if job.num_cached is not None and not job.due:
                 del self._jobs[number]
                 self._post(job.storage, PagesEnd(job.ticket, self._name, job.num_cached))
@@ -200,12 +211,6 @@ class Outgoing:
         return not self._jobs and not self._sent
 
 
-def _whole(read: Callable[[UInt8s], bool], key: PageKey, total: int, place: UInt8s) -> bool:
-    """Read a page into a place: whether it is what its checksum says. That is taken of what stays, which nobody else
-    changes."""
-    return read(place) and checksum(key, place) == total
-
-
 class Incoming:
     """All that a decode replica is sent."""
 
@@ -215,6 +220,8 @@ class Incoming:
         self._kept: dict[int, int] = {}
         self._readers: dict[str, SharedReader] = {}
         """Of storages whose pages can be read where they are."""
+        self._helpers = ThreadPoolExecutor(max(1, NUM_HELPERS), "pages")
+        """None of them is started before it is needed."""
         self.refused = 0
         """Pages that were not expected, or not what their checksum says, since the start."""
 
@@ -244,18 +251,44 @@ class Incoming:
         return ticket in self._expected
 
     def keep(self, message: HandedPages) -> tuple[PageKey, ...]:
-        """Keep what was expected and is whole; its keys, of which later ones may have displaced earlier ones."""
-        expected, kept = self._expected.get(message.ticket, set()), []
+        """Keep what was expected and is whole; its keys."""
+        expected = self._expected.get(message.ticket, set())
+        kept: tuple[PageKey, ...] = ()
         read = self._reading(message) if expected and message.sums.shape == (len(message.keys),) else None
         if read is not None:
-            for index, (key, total) in enumerate(zip(message.keys, message.sums.tolist(), strict=True)):
-                if key in expected and self._store.fill(key, partial(_whole, partial(read, index), key, total)):
-                    kept.append(key)
-                    expected.remove(key)
+            at = {key: index for index, key in enumerate(message.keys) if key in expected}
+            sums = message.sums.tolist()
+
+            def whole(key: PageKey, place: UInt8s) -> bool:
+                # The checksum is taken of what stays, which nobody else changes.
+                return read(at[key], place) and checksum(key, place) == sums[at[key]]
+
+            kept = self._store.fill(list(at), lambda keys, places: self._each(whole, keys, places))
+            expected.difference_update(kept)
         self.refused += len(message.keys) - len(kept)
         if kept:
             self._kept[message.ticket] += len(kept)
-        return tuple(kept)
+        return kept
+
+    def _each(
+        self, make: Callable[[PageKey, UInt8s], bool], keys: Sequence[PageKey], places: Sequence[UInt8s]
+    ) -> list[bool]:
+        """Make pages, large ones side by side: Python lets others go on while bytes are read and checked."""
+        made, indices = [False] * len(keys), iter(range(len(keys)))
+
+        def some() -> None:
+            for index in indices:
+                made[index] = make(keys[index], places[index])
+
+        large = len(keys) * self._store.host.page_bytes >= SIDE_BY_SIDE_BYTES
+        others = [self._helpers.submit(some) for _ in range(NUM_HELPERS if large else 0)]
+        try:
+            some()
+        finally:
+            wait(others)  # for all: nobody writes into a place any more, whoever has failed
+        for other in others:
+            other.result()
+        return made
 
     def _reading(self, message: HandedPages) -> Callable[[int, UInt8s], bool] | None:
         """What copies a page of the message into a place; None where they cannot be had."""
@@ -271,6 +304,10 @@ class Incoming:
             return True
 
         return copy
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self._helpers.shutdown()
 
     def end(self, ticket: int) -> int | None:
         """Nothing more comes: how many pages have. None for a ticket that nobody waits for."""

@@ -7,12 +7,16 @@ host memory needs the page's place, and at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from pawl.actors.tiers.files import FileStore, UInt8s
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import PageKey
+
+Write: TypeAlias = Callable[[Sequence[PageKey], Sequence[UInt8s]], Sequence[bool]]
+"""Makes these pages in these places, uint8 [page_bytes] each, and says of each whether it is there now."""
 
 
 class TierStore:
@@ -50,20 +54,39 @@ class TierStore:
         self.kept += len(here)
         return here
 
-    def fill(self, key: PageKey, write: Callable[[UInt8s], bool]) -> bool:
-        """Keep a page that is made in its place in host memory; `write` gets that, uint8 [page_bytes], and says whether
-        the page is there now. Whether it is kept."""
-        if not self.host.capacity:
-            block = np.empty(self.host.page_bytes, np.uint8)
-            if key in self or write(block):
-                self._file(key, block)
-        elif key not in self.host:
-            self._make_room()
-            self.host.fill(key, write)
-            if self.eager and key in self.host:
-                self._file(key, self.host.block(key))
-        self.kept += key in self
-        return key in self
+    def fill(self, keys: Sequence[PageKey], write: Write) -> tuple[PageKey, ...]:
+        """Keep pages that are made in their places in host memory; those that are here now. No key comes twice."""
+        missing = [key for key in keys if key not in self]
+        if self.host.capacity:
+            self._fill_host(missing, write)
+        else:
+            blocks = np.empty((len(missing), self.host.page_bytes), np.uint8)
+            for key, block, there in zip(missing, blocks, write(missing, list(blocks)), strict=True):
+                if there:
+                    self._file(key, block)
+        here = tuple(key for key in keys if key in self)
+        self.kept += len(here)
+        return here
+
+    def _fill_host(self, missing: Sequence[PageKey], write: Write) -> None:
+        rows: dict[PageKey, int] = {}
+        made: Sequence[bool] = ()
+        try:
+            for key in missing:
+                self._make_room()
+                row = self.host.take()
+                if row is None:
+                    break
+                rows[key] = row
+            made = write(list(rows), [self.host.at(row) for row in rows.values()])
+        finally:
+            done = [*made, *[False] * (len(rows) - len(made))]
+            for (key, row), there in zip(rows.items(), done, strict=True):
+                self.host.settle(row, key if there else None)
+        if self.eager:
+            for key in rows:
+                if key in self.host:
+                    self._file(key, self.host.block(key))
 
     def read(self, keys: Sequence[PageKey]) -> UInt8s:
         """The pages called `keys` up to the first that cannot be had, uint8 [k, page_bytes]."""

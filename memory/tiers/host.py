@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -58,30 +58,30 @@ class HostPool:
         if block.shape != (self.page_bytes,):
             raise MemoryViolation("a page has one size", page_bytes=self.page_bytes, shape=block.shape)
         displaced = None if self._free or key in self._place else next(iter(self._place), None)
-
-        def copy(place: UInt8s) -> bool:
-            place[:] = block
-            return True
-
-        self.fill(key, copy)
+        if self._touch(key) is None and (place := self.take()) is not None:
+            self._blocks[place] = block
+            self.settle(place, key)
         return displaced
 
-    def fill(self, key: PageKey, write: Callable[[UInt8s], bool]) -> None:
-        """As `put`, of a page that is made where it stays: `write` gets its place, uint8 [page_bytes], and says whether
-        it is there now. If not, nothing is kept; what had to leave for it has left."""
-        if self._touch(key) is not None or not self.capacity:
-            return
-        if not self._free:
-            self._free.append(self._place.pop(next(iter(self._place))))
-        place = self._free.pop()
-        written = False
-        try:
-            written = write(self._blocks[place])
-        finally:
-            if written:
-                self._place[key] = place
-            else:
-                self._free.append(place)
+    def take(self) -> int | None:
+        """A row in which a page is to be made where it stays, until `settle`; what had to leave for it has left. None
+        where pages are being made in all of them."""
+        if self._free:
+            return self._free.pop()
+        oldest = next(iter(self._place), None)
+        return None if oldest is None else self._place.pop(oldest)
+
+    def at(self, row: int) -> UInt8s:
+        """The bytes of a row, uint8 [page_bytes]."""
+        block: UInt8s = self._blocks[row]
+        return block
+
+    def settle(self, row: int, key: PageKey | None) -> None:
+        """The page that was to be made in a row is there, the most recently used one; None: it could not be made."""
+        if key is None:
+            self._free.append(row)
+        else:
+            self._place[key] = row
 
     def get(self, key: PageKey) -> UInt8s | None:
         """The page's bytes, uint8 [page_bytes], a view that the next `put` may overwrite; None when it is not here."""

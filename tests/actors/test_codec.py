@@ -266,6 +266,23 @@ def checked(body: bytes, frames: list[bytes]) -> bytes:
     return codec._CHECKSUM.pack(codec._checksum(body, frames)) + body
 
 
+def test_arrays_that_say_themselves_what_they_must_be_are_not_looked_at_and_all_else_is() -> None:
+    codec = Codec(Blocks, sealed=(Blocks,))
+    header, data = (bytearray(frame) for frame in codec.encode(blocks()))
+    data[70] ^= 1
+    assert codec.decode([header, data]).data[1, 6] == blocks().data[1, 6] ^ 1
+    for frames in ([header, data[:-1]], [header, data, b""], [header[:20] + b"?" + header[21:], data]):
+        with pytest.raises(Malformed):
+            codec.decode(frames)
+
+
+def test_nobody_but_the_type_of_a_message_says_how_far_its_checksum_goes() -> None:
+    sealed, whole = Codec(Blocks, sealed=(Blocks,)), make_codec(Blocks)
+    for sender, receiver in ((sealed, whole), (whole, sealed)):
+        with pytest.raises(Malformed, match="goes as far as another"):
+            receiver.decode(sender.encode(blocks()))
+
+
 @pytest.mark.parametrize("frames", [[], [b""], [b"\x00\x00\x00\x00"], [b"abc", b"def"]])
 def test_too_few_bytes_are_malformed(frames: list[bytes]) -> None:
     with pytest.raises(Malformed):

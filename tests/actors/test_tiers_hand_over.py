@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import numpy as np
 import pytest
@@ -176,6 +178,59 @@ def test_no_more_pages_are_read_in_place_than_a_message_names() -> None:
     for rows in (np.zeros(1 << 20, np.int32), np.zeros((2, 2), np.int32)):
         message = msgspec.structs.replace(handed(*KEYS[:2]), storage="p", data=None, rows=rows)
         assert incoming.keep(message) == ()
+
+
+class Meeting:
+    """Reads two pages at the same time, as nobody gets further alone; that of row 0 cannot be had."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2, timeout=60.0)
+        self.failed = threading.Event()
+        self.read_last = False
+
+    def read(self, row: int, into: UInt8s) -> bool:
+        self.both.wait()
+        if row == 0:
+            self.failed.set()
+            raise OSError("gone")
+        self.failed.wait()
+        into[:] = page(KEYS[row])
+        self.read_last = True
+        return True
+
+
+def test_large_pages_are_read_side_by_side_and_whoever_fails_waits_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hand_over, "SIDE_BY_SIDE_BYTES", 2 * PAGE_BYTES)
+    monkeypatch.setattr(hand_over, "NUM_HELPERS", 1)
+    incoming, reader = Incoming(kept := store()), Meeting()
+    incoming._readers["p"] = reader  # type: ignore[assignment]
+    incoming.expect(7, KEYS[:2])
+    message = msgspec.structs.replace(handed(*KEYS[:2]), data=None, rows=np.arange(2, dtype=np.int32))
+    with pytest.raises(OSError, match="gone"):
+        incoming.keep(message)
+    assert reader.read_last, "its place would be another page's while it is still written to"
+    kept.host.check_all()
+    assert len(kept.host) == 0
+
+
+def test_a_message_of_more_pages_than_there_is_room_for_fills_what_there_is() -> None:
+    incoming = Incoming(kept := store(KEYS[4], capacity=2))
+    incoming.expect(7, KEYS[:3])
+    assert incoming.keep(handed(*KEYS[:3])) == KEYS[:2]
+    assert kept.take_dropped() == (KEYS[4],)
+    kept.host.check_all()
+
+
+def test_a_page_that_is_here_already_is_not_read_and_one_that_comes_twice_is_kept_once() -> None:
+    incoming = Incoming(kept := store(KEYS[0]))
+    incoming.expect(7, KEYS[:2])
+    message = handed(KEYS[0], KEYS[1], KEYS[1])
+    message.data[0] ^= 1
+    assert incoming.keep(message) == KEYS[:2]
+    assert (kept.host.block(KEYS[0]) == page(KEYS[0])).all()
+    assert (incoming.refused, incoming.end(7)) == (1, 2)
 
 
 def test_the_whole_pages_of_a_message_are_kept_beside_a_damaged_one() -> None:

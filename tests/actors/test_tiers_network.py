@@ -38,6 +38,9 @@ class Ends:
 
     def __init__(self, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.way = way
+        sizes = {"SLICE_BYTES": 2, "READ_BYTES": 3, "WINDOW_BYTES": 4, "SIDE_BY_SIDE_BYTES": 2}
+        for name, pages in sizes.items():
+            monkeypatch.setattr(hand_over, name, pages * PAGE_BYTES)
         self.codec = make_codec(ToStorage)
         self.pages = SharedPages(len(KEYS), PAGE_BYTES, SECRET)
         source = TierStore(HostPool(len(KEYS), PAGE_BYTES, self.pages.blocks), None, eager=True)
@@ -90,8 +93,6 @@ class Ends:
 
 @pytest.fixture(params=WAYS)
 def ends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ends:
-    monkeypatch.setattr(hand_over, "SLICE_BYTES", 2 * PAGE_BYTES)
-    monkeypatch.setattr(hand_over, "WINDOW_BYTES", 4 * PAGE_BYTES)
     return Ends(request.param, monkeypatch)
 
 
@@ -133,8 +134,6 @@ STEPS = st.lists(st.tuples(st.sampled_from(["arrive", "lose", "double", "damage"
 @given(steps=STEPS)
 def test_whatever_the_network_does_no_wrong_page_is_kept_and_all_is_well_once_it_heals(way: str, steps: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hand_over, "SLICE_BYTES", 2 * PAGE_BYTES)
-        patch.setattr(hand_over, "WINDOW_BYTES", 4 * PAGE_BYTES)
         ends = Ends(way, patch)
         ends.begin(1)
         for what, place in steps:
