@@ -216,6 +216,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     head_serves: Annotated[
         bool, _meta("workers", "replicas live on the host of the head as well, which is one of the nodes")
     ] = True
+    ray: Annotated[Text | None, _meta("workers", "Ray cluster that has the hosts: auto, or its HOST:PORT")] = None
     listen: Annotated[Text | None, _meta("workers", "where nodes join, tcp://HOST:PORT")] = None
     keys: Annotated[
         Text | None, _meta("workers", "folder of the keys for links between hosts, which `pawl keys` makes")
@@ -257,7 +258,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Text,
         _meta("trace", "folder of profiles; otherwise what SGLANG_TORCH_PROFILER_DIR holds, or ~/.cache/pawl/profiles"),
     ] = field(default_factory=default_profile_dir)
-
     log_format: Annotated[
         Literal["auto", "console", "json"], _meta("logs", "auto: console on a terminal, JSON lines otherwise")
     ] = "auto"
@@ -275,7 +275,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     @property
     def in_processes(self) -> bool:
         """Whether replicas have processes of their own."""
-        return self.runtime == "processes" or self.listen is not None
+        return self.runtime == "processes" or self.listen is not None or self.ray is not None
 
     def public(self) -> dict[str, Any]:
         """Every setting as plain data, keys hidden: fit for a reply, a log or a trace."""

@@ -63,6 +63,9 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
         """Their process leaves with the last of them."""
         self.system.retire([name for name in all_names(names) if name in names.own])
 
+    def _left_empty(self, place: int) -> None:
+        self._hosts.release(place)
+
     def _load(self, share: ServerConfig, names: Names) -> ReplicaProcess:
         while True:
             try:

@@ -179,6 +179,9 @@ class Replicas(ABC, Generic[R]):
     def _end(self, names: Names) -> None:
         """End its actors, one after the other; they live, and nobody needs them any more."""
 
+    def _left_empty(self, place: int) -> None:
+        """No replica is there, nor will be one for now."""
+
     def _meet(self, replica: R) -> None:
         """Wait until it can be sent to."""
 
@@ -272,6 +275,7 @@ class Replicas(ABC, Generic[R]):
             wait_s = self._next_wait_s()
             if wait_s is None:
                 self.system.send(ROUTER, ReplicaFailed(f"{reason}; {ENOUGH}", role))
+        self._left_empty(place)
         self._free.put(self._order.index(place))
 
     def _start(self, names: Names) -> str | None:

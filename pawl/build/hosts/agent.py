@@ -154,17 +154,17 @@ class Stay:
         self._agent.end()
 
 
-def serve(address: str, folder: Path, timeout_s: float) -> int:
-    """Be a node of the head at this address, with the keys in `folder`, until it leaves or a signal says so: 0. Raises
-    KeysUnusable; NodeRefused when nobody answers for `timeout_s` seconds, or the head does not want this node; OSError
-    for an address that cannot be."""
+def serve(address: str, folder: Path, timeout_s: float, place: int | None = None) -> int:
+    """Be a node of the head at this address, with the keys in `folder`, until it leaves or a signal says so: 0.
+    `place`: which one, where the head has had it started for one. Raises KeysUnusable; NodeRefused when nobody answers
+    for `timeout_s` seconds, or the head does not want this node; OSError for an address that cannot be."""
     head = Head(address, read_keys(folder), str(folder.absolute()))
     ends: SimpleQueue[str] = SimpleQueue()
     with _told_by_signals(ends):
         while True:
             sockets = Sockets()
             try:
-                welcome = _welcome(sockets, head, timeout_s, ends)
+                welcome = _welcome(sockets, head, timeout_s, ends, place)
                 why = ASKED if welcome is None else _stay(sockets, head, welcome, ends)
             finally:
                 sockets.close()
@@ -207,14 +207,16 @@ def _forget_all_but_signals(ends: SimpleQueue[str]) -> None:
         ends.put(ASKED)
 
 
-def _welcome(sockets: Sockets, head: Head, timeout_s: float, ends: SimpleQueue[str]) -> Welcome | None:
+def _welcome(
+    sockets: Sockets, head: Head, timeout_s: float, ends: SimpleQueue[str], place: int | None
+) -> Welcome | None:
     """Ask until there is a place; None: a signal came first."""
     mine = instance()
     until, remind_at = time.monotonic() + timeout_s, 0.0
     while True:
         answer, state = None, f"nobody with these keys answers at {head.address}"
         try:
-            answer = ask(sockets, head.address, head.keys, Join(__version__, mine, own_address(head.address)))
+            answer = ask(sockets, head.address, head.keys, Join(__version__, mine, own_address(head.address), place))
         except OSError as error:  # no network, or no such name: for now
             state = f"{head.address}: {error.strerror}"
         match answer:

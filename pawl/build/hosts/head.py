@@ -68,6 +68,7 @@ class NodeHosts:
         self.sockets = Sockets()
         self._layout = layout
         self._keys = keys
+        self._keys_folder = keys_folder
         self._host = resolved(listen).rpartition(":")[0]
         self._this = ThisHost(self.sockets, f"{self._host}:0", keys_folder)
         self._places: list[Node | None] = [None] * layout.num_joined
@@ -98,7 +99,7 @@ class NodeHosts:
             raise
         self.address = listen if host_and_port(listen)[1] else self._door.address
         """Where nodes find it."""
-        self._told = f"pawl node --join {self.address} --keys {keys_folder}"
+        self._advice = f"on each other host: pawl node --join {self.address} --keys {keys_folder}"
         atexit.register(self.close)
 
     # ---- for the engine ----
@@ -113,9 +114,12 @@ class NodeHosts:
                 if node is not None and node.met:
                     return node
                 if self._until is not None and time.monotonic() >= self._until:
-                    raise NodesMissing(f"{self._state()} after {self._timeout_s:g} s; on each other host: {self._told}")
+                    raise NodesMissing(f"{self._state()} after {self._timeout_s:g} s; {self._advice}")
                 self._changed.wait(LOOK_S)
         raise ReplicaFailed("the server ends")
+
+    def release(self, place: int) -> None:
+        """Its host stays, for the next one."""
 
     def close(self) -> None:
         atexit.unregister(self.close)
@@ -152,19 +156,31 @@ class NodeHosts:
             for node in self._places:
                 if node is not None and node.join.instance == join.instance:
                     return Welcome(node.process, node.address)
-            if self._closed or None not in self._places:
+            number = self._number_for(join)
+            if self._closed or number is None:
                 return Full()
             process = f"node.{next(self._numbers)}"
             wire = self.bind()
             node = Node(self, process, join, wire.address, self._layout.num_here, time.monotonic())
-            self._places[self._places.index(None)] = node
+            self._places[number] = node
         node.link = self._system.connect(process, wire)
         return Welcome(process, wire.address)
+
+    def _number_for(self, join: Join) -> int | None:
+        """A place that is free, and that this node is for; None: there is none."""
+        if join.place is None:
+            return self._places.index(None) if None in self._places else None
+        return join.place if join.place < len(self._places) and self._places[join.place] is None else None
+
+    def _is_wanted(self, number: int) -> bool:
+        """Whether a node is to be at this place."""
+        return True
 
     def _forget_before(self, join: Join) -> None:
         """An agent that is started again comes from the host of the one before, of which nothing is heard."""
         for node in self._places:
-            if node and node.met and node.join.address == join.address and node.link and node.link.silent_s >= SILENT_S:
+            same = node and (node.join.address, node.join.place) == (join.address, join.place)
+            if node and node.met and same and node.link and node.link.silent_s >= SILENT_S:
                 self._system.lost(node.link, "another one has come from its host")
 
     def _met(self, process: str) -> None:
@@ -183,9 +199,10 @@ class NodeHosts:
         if node is None:
             return
         with self._changed:
-            self._places[self._places.index(node)] = None
+            number = self._places.index(node)
+            self._places[number] = None
             self._said_at = 0.0
-        if not self._closed:
+        if not self._closed and self._is_wanted(number):
             log.error("a node is lost; its replicas wait for one in its place", node=node.name, reason=reason)
         node.lose(reason)
 
@@ -199,9 +216,12 @@ class NodeHosts:
         for node in late:
             assert node.link is not None
             self._system.lost(node.link, "it was welcome and did not come")
-        if self._num_there() < self._layout.num_nodes and now >= self._said_at + REMIND_S:
+        if self._num_there() < self._num_wanted() and now >= self._said_at + REMIND_S:
             self._said_at = now
-            log.info("waiting for nodes", nodes=self._state(), join=self._told)
+            log.info("waiting for nodes", nodes=self._state(), advice=self._advice)
+
+    def _num_wanted(self) -> int:
+        return self._layout.head_serves + sum(self._is_wanted(number) for number in range(len(self._places)))
 
     def _num_there(self) -> int:
         return self._layout.head_serves + sum(node is not None and node.met for node in self._places)
@@ -209,4 +229,4 @@ class NodeHosts:
     def _state(self) -> str:
         there = ["this host"] if self._layout.head_serves else []
         there += [node.name for node in self._places if node is not None and node.met]
-        return f"{len(there)} of {self._layout.num_nodes} nodes are there ({', '.join(there) or 'none'})"
+        return f"{len(there)} of {self._num_wanted()} nodes are there ({', '.join(there) or 'none'})"

@@ -59,6 +59,9 @@ class Hosts(Protocol):
         """Where the replica at this place is to be. Waits until that host is there; raises ReplicaFailed when it does
         not come, or once it is `stopping`."""
 
+    def release(self, place: int) -> None:
+        """No replica is at this place any more, nor will be one for now."""
+
     def close(self) -> None:
         """All replicas have ended. May be called twice."""
 
@@ -95,6 +98,9 @@ class OneHost:
 
     def of(self, place: int, stopping: threading.Event) -> Host:
         return self._host
+
+    def release(self, place: int) -> None:
+        """This host stays."""
 
     def close(self) -> None:
         self.sockets.close()

@@ -38,6 +38,8 @@ class Layout(NamedTuple):
 
 def layout_of(config: ServerConfig, num_replicas: int) -> Layout:
     """Raises ConfigError for one that cannot be."""
+    if config.ray is not None:
+        return _layout_of_ray(config, num_replicas)
     num_nodes, most = config.nodes, "dp" if config.max_dp is None else "max_dp"
     if num_replicas % num_nodes:
         ranks = "; ranks of a replica live on one host, where they meet in memory" if num_replicas < num_nodes else ""
@@ -56,11 +58,28 @@ def layout_of(config: ServerConfig, num_replicas: int) -> Layout:
         raise ConfigError("nodes: say where the head waits for them, --listen tcp://HOST:PORT", "listen")
     if config.keys is None:
         raise ConfigError(NO_KEYS, "keys")
+    _check_listen(config)
+    return layout
+
+
+def _layout_of_ray(config: ServerConfig, num_replicas: int) -> Layout:
+    """Each replica has a node of its own, wherever Ray has room for it."""
+    if config.nodes > 1:
+        raise ConfigError("nodes: with --ray each replica has a place of its own, on machines that Ray has", "nodes")
+    if config.disaggregate is not None:
+        raise ConfigError("disaggregate: with --ray all replicas are alike; say --nodes, and start them by hand", "ray")
+    if config.keys is None:
+        raise ConfigError(NO_KEYS, "keys")
+    _check_listen(config)
+    return Layout(num_replicas, 1, head_serves=False)
+
+
+def _check_listen(config: ServerConfig) -> None:
     try:
-        host_and_port(config.listen)
+        if config.listen is not None:
+            host_and_port(config.listen)
     except ValueError as error:
         raise ConfigError(f"listen: {error}", "listen") from error
-    return layout
 
 
 def threads_of(config: ServerConfig, num_here: int) -> int | None:

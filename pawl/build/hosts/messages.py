@@ -20,6 +20,8 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """The same in each try of one that joins, and in no other's."""
     address: str
     """Its own, as it reaches the head."""
+    place: int | None = None
+    """Which one it is for, of those that the head has had made; None: any."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,10 @@ def hosts_of(config: ServerConfig, num_replicas: int) -> Hosts:
     layout = layout_of(config, num_replicas)
     if not layout.num_joined:
         return OneHost()
-    assert config.listen is not None
     assert config.keys is not None
+    if config.ray is not None:
+        from pawl.build.hosts.ray import RayHosts  # its library is read by nobody else
+
+        return RayHosts(config, layout, read_keys(Path(config.keys)))
+    assert config.listen is not None
     return NodeHosts(layout, config.listen, read_keys(Path(config.keys)), config.keys, config.node_timeout_s)
