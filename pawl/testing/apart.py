@@ -26,7 +26,7 @@ def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
     page_size = shape.get("page_size", source.pick((1, 2)))
     small: dict[str, Any] = {
         "page_size": page_size,
-        "num_pages": source.within(6, 10),
+        "num_pages": source.within(5, 9),
         "max_running": source.within(1, 3),
         "prefill_chunk": page_size * source.within(1, 2),
         "step_s": source.pick((0.0, 0.02, 0.02, 0.3)),
@@ -36,7 +36,7 @@ def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
     may = shape.get("cache", CACHES[0]) == CACHES[0] and shape.get("window") is None and shape.get("host_pages") != 0
     if may:
         small |= {
-            "host_pages": source.within(8, 24),
+            "host_pages": source.within(4, 16),
             "write_policy": source.pick(CHOICES),
             "cache": CACHES[0],
             "window": None,
@@ -71,6 +71,6 @@ def _arrival(source: Source, made: Shape, beginning: tuple[int, ...]) -> Arrival
         max_new_tokens=source.within(1, max(1, min(MOST_OUTPUT, made.room - length))),
         after_tokens=source.within(1, 4) if source.chance(0.3) else 0,
         leaves_after=0 if leaves else None,
-        timeout_s=source.pick((0.05, 0.2)) if not leaves and source.chance(0.2) else None,
+        timeout_s=source.pick((0.05, 0.2)) if not leaves and source.chance(0.3) else None,
         salt=source.pick(("", "", "salt")),
     )

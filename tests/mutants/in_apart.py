@@ -6,6 +6,8 @@ from __future__ import annotations
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.tiers import hand_over
 from pawl.actors.tiers.hand_over import Outgoing
+from pawl.actors.tiers.hand_over_client import HandOverClient
+from pawl.loops.fetching import Fetching
 from pawl.loops.remote_prefill import RemotePrefill
 from tests.mutants.mutant import Edit, Group, Mutant
 
@@ -34,6 +36,13 @@ APART = (
         Edit(PrefillDesk._cancel, "if numbers:", "if False:"),
     ),
     _lifecycle(
+        "cancel_overtakes_its_prefill",
+        "abort_is_total",
+        "dynamo 14782",
+        "What cancels a prefill comes before it, finds nothing to cancel, and the prefill begins after that.",
+        Edit(HandOverClient.prefill, "asked, Lane.CONTROL)", "asked)"),
+    ),
+    _lifecycle(
         "death_of_a_prefill_replica_is_waited_out",
         "bounded_progress",
         "6215, 16903, 28651",
@@ -54,6 +63,24 @@ APART = (
         "Two prefills that are under way have one number: what comes for the one is taken for the other.",
         Edit(RemotePrefill._consider, "self._tickets += 1", "self._tickets = len(self._prefills) + 1"),
     ),
+    _lifecycle(
+        "who_waits_for_room_is_not_asked_again",
+        "bounded_progress",
+        "38164",
+        "A prefill that has found no room below the device is not begun once another one has come.",
+        Edit(
+            RemotePrefill.turning,
+            "if prefill.prefiller is None",
+            "if prefill.prefiller is None and ticket == self._tickets",
+        ),
+    ),
+    _lifecycle(
+        "late_answer_is_an_error",
+        "fault_isolation",
+        "vllm 43226, 46240",
+        "Pages that come when their request has been aborted meet an assertion.",
+        Edit(RemotePrefill.received, "if prefill is None or prefill.prefiller is None:", "if False:"),
+    ),
     _mutant(
         "sent_pages_stay_under_way",
         "auxiliary_conservation",
@@ -67,5 +94,12 @@ APART = (
         "39229",
         "A page that was damaged on its way is kept, and read.",
         Edit(hand_over._whole, "read(place) and checksum(key, place) == total", "read(place)"),
+    ),
+    _mutant(
+        "prefix_that_is_there_is_not_skipped",
+        "read_after_commit",
+        "vllm 48758",
+        "Pages that continue what the device has are counted from the beginning of the prompt.",
+        Edit(Fetching._consider, "self._order(wish.keys[start : start + count],", "self._order(wish.keys[:count],"),
     ),
 )

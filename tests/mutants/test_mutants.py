@@ -13,7 +13,15 @@ from tests.mutants.places import FOLDER, place_of
 
 FEW = 3
 """Schedules of the code as it is."""
-SLOW = frozenset({"death_of_a_prefill_replica_is_waited_out", "tickets_come_again"})
+SLOW = frozenset(
+    {
+        "death_of_a_prefill_replica_is_waited_out",
+        "late_answer_is_an_error",
+        "prefix_that_is_there_is_not_skipped",
+        "sent_pages_stay_under_way",
+        "tickets_come_again",
+    }
+)
 """Mutants of several replicas whose places take a second."""
 EACH = [
     pytest.param(mutant, id=mutant.name, marks=[pytest.mark.slow] if mutant.name in SLOW else []) for mutant in MUTANTS
