@@ -51,10 +51,11 @@ def sampler_of(
     """Request i in slot i; `histories` gives (tokens, how many of them are prompt) for a slot."""
     on_host = device == "cpu" and LIBRARY == "numpy"
     sampler = TakesTensors(vocab_size, len(requests), None if on_host else torch.device(device))
+    admissions = []
     for slot, sampling in enumerate(requests):
         history, num_prompt = (histories or {}).get(slot, ([], 0))
-        num_output = len(history) - num_prompt
-        sampler.admit([SlotAssignment(slot, sampling, num_prompt, int32(*history), num_output)])
+        admissions.append(SlotAssignment(slot, sampling, num_prompt, int32(*history), len(history) - num_prompt))
+    sampler.admit(admissions)
     return sampler
 
 

@@ -68,7 +68,15 @@ def toy(tmp_path: Path) -> Iterator[ModuleType]:
     yield module
     del sys.modules["pawl_toy"]
     sys.modules.pop("test_pawl_toy", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_as_before() -> Iterator[None]:
+    """A judge freezes whatever is alive, and what has been frozen is never garbage."""
+    yield
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def edit_named(key: str) -> Edit:
