@@ -17,6 +17,7 @@ import pytest
 
 from pawl.build.hosts.layout import layout_of
 from pawl.build.hosts.ray import needs_of
+from pawl.build.hosts.select import hosts_of
 from pawl.build.replica_process import ReplicaProcess
 from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
@@ -158,6 +159,21 @@ def test_a_placement_group_has_all_that_the_ranks_of_a_replica_need() -> None:
     assert needs_of(build_config({"model": "m", "device": "cuda", "tp": 2, "pp": 2})) == {"CPU": 1.0, "GPU": 4.0}
     with pytest.raises(ConfigError, match="how many CPUs Ray is to keep for each replica: --threads"):
         needs_of(build_config({"model": "m"}))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no cluster at 127.0.0.1:1: .*refused"),
+        ("127.0.0.1:99999", "no cluster at 127.0.0.1:99999"),
+        ("ray://head:10001", "auto, or HOST:PORT of the cluster's head"),
+        ("local", "auto, or HOST:PORT of the cluster's head"),
+    ],
+)
+def test_an_address_at_which_nobody_is_is_refused_at_once(keys: Path, address: str, message: str) -> None:
+    made = build_config({"model": "ghost", "ray": address, "keys": str(keys)})
+    with pytest.raises(ConfigError, match=message):
+        hosts_of(made, 1)
 
 
 def test_without_ray_the_server_says_how_to_install_it(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ from pawl.config import ConfigError, ServerConfig
 
 log = structlog.get_logger("pawl.build.hosts")
 
+REACH_S = 10.0
+"""What the head of a cluster may take to let somebody in."""
 Needs = dict[str, float]
 """Of a replica, by Ray's names of resources."""
 
@@ -124,6 +127,8 @@ class RayHosts(NodeHosts):
 
 def _connected(address: str) -> Any:
     """Ray's module, once it knows the cluster. Raises ConfigError."""
+    if address != "auto":
+        _check_reached(address)
     try:
         import ray
     except ImportError as error:
@@ -134,6 +139,17 @@ def _connected(address: str) -> Any:
         told = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"ray: no cluster at {address}: {told}", "ray") from error
     return ray
+
+
+def _check_reached(address: str) -> None:
+    """Raises ConfigError where nobody is there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ConfigError(f"ray: auto, or HOST:PORT of the cluster's head, not {address!r}", "ray")
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"ray: no cluster at {address}: {error}", "ray") from error
 
 
 def _check_room(nodes: list[dict[str, Any]], needs: Needs, count: int) -> None:
