@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from pawl.gpu.grammars.rows import Ruled, unpacked
 from pawl.gpu.sampling.draws import Scores
 from pawl.gpu.sampling.mixing import SPREAD, mix32
-from pawl.gpu.sampling.parameters import WIDE, DrawParameters
+from pawl.gpu.sampling.parameters import DrawParameters
 from pawl.gpu.sampling.rivals import LIKELIEST, Columns
 from pawl.lifecycle.request import MAX_TOP_LOGPROBS, SamplingParameters
 from pawl.lifecycle.step import Bools, Float32s, Int32s
 
 Int64s = NDArray[np.int64]
+_COLUMNS = 512
+"""Into which a row is cut at the least, where a few of its largest values are looked for."""
+_FEW = 256
+"""Tokens that are looked at for top-p before all are."""
+_STEPS, _LAST = 16, 1023
+"""Of a logit; and the one that everything further down belongs to."""
 
 
 # ---- masks ----
@@ -136,10 +142,26 @@ def _drawn_nucleus(scaled: Float32s, parameters: DrawParameters, row: int) -> in
     """With top-p: among few tokens, if these have the mass."""
     weights = np.exp(scaled)
     total = weights.sum(dtype=np.float64)
-    tokens = _likeliest(scaled, WIDE)
-    if weights[tokens].sum(dtype=np.float64) < parameters.top_p[row] * total:
-        tokens = _likeliest(scaled, len(scaled))
+    wanted = parameters.top_p[row] * total
+    tokens = _likeliest(scaled, _FEW)
+    if not _have(weights[tokens], wanted):
+        tokens = _likeliest_with(scaled, weights, wanted)
+        if not _have(weights[tokens], wanted):  # by a last bit
+            tokens = _likeliest(scaled, len(scaled))
     return _drawn_sorted(scaled[tokens], tokens, parameters, row, total)
+
+
+def _have(weights: Float32s, wanted: np.float64) -> bool:
+    """Whether these have so much together, added up as for the draw: then more of them would change nothing."""
+    return bool(weights.cumsum(dtype=np.float64)[-1] >= wanted)
+
+
+def _likeliest_with(scaled: Float32s, weights: Float32s, wanted: np.float64) -> Int64s:
+    """As many of the likeliest tokens, falling, as have this weight together, and a few more."""
+    places = np.minimum(scaled * np.float32(-_STEPS), np.float32(_LAST)).astype(np.int32)
+    reached = np.bincount(places, weights).cumsum()
+    tokens = np.flatnonzero(places <= np.searchsorted(reached, wanted))
+    return tokens[np.argsort(-scaled[tokens], kind="stable")]
 
 
 def _drawn_sorted(
@@ -159,11 +181,20 @@ def _drawn_sorted(
 
 def _likeliest(values: Float32s, count: int) -> Int64s:
     """The tokens of the largest values, falling."""
-    tokens = np.arange(len(values))
-    if count < len(values):
-        least = np.partition(values, len(values) - count)[len(values) - count]
-        tokens = np.flatnonzero(~(values < least))  # what is no number is there, too
-    return tokens[np.argsort(-values[tokens], kind="stable")[:count]]
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    held = values
+    if (each := len(values) // max(_COLUMNS, 4 * count)) > 1:
+        # The largest of columns: of so many different values the last one is no larger than that of all.
+        held = values[: len(values) - len(values) % each].reshape(each, -1).max(0)
+    least = np.partition(held, len(held) - count)[len(held) - count]
+    # What is no number is there, too; of what is barred, which may be nearly all, only as much as is asked for.
+    reached = values > least if least == -np.inf else ~(values < least)
+    tokens = np.flatnonzero(reached)
+    tokens = tokens[np.argsort(-values[tokens], kind="stable")[:count]]
+    if len(tokens) == count:
+        return tokens
+    return np.concatenate((tokens, np.flatnonzero(~reached)[: count - len(tokens)]))
 
 
 def gumbel(key: Int32s, tokens: NDArray[np.uint32]) -> Float32s:

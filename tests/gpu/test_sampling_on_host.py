@@ -31,10 +31,7 @@ def test_numpy_draws_the_tokens_that_torch_draws(given: dict[str, Any]) -> None:
     logits[:, ::7] = -torch.inf
     named = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | given
     keys = np.random.default_rng(1).integers(-(2**31), 2**31, (count, 2)).astype(np.int32)
-    columns = {
-        name: np.full(count, value, np.int32 if name == "top_k" else np.float32) for name, value in named.items()
-    }
-    parameters = DrawParameters(**columns, keys=keys)
+    parameters = DrawParameters(**columns_of(named, count), keys=keys)
     found = on_host.draw(logits.numpy().copy(), parameters)
     assert found.tolist() == in_torch.draw(logits, parameters).tolist()
 
@@ -59,3 +56,51 @@ def test_numpy_scores_as_torch_does(columns: Columns) -> None:
     assert np.array_equal(found.top_tokens, expected.top_tokens.numpy())
     np.testing.assert_allclose(found.chosen, expected.chosen, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.top, expected.top, rtol=1e-5, atol=1e-6)
+
+
+ROWS = {
+    "peaked": lambda random, size: random.normal(size=size) * 6,
+    "flat": lambda random, size: random.normal(size=size),
+    "flatter": lambda random, size: random.normal(size=size) * 0.2,
+    "ties": lambda random, size: np.round(random.normal(size=size) * 2),
+    "barred": lambda random, size: np.where(random.random(size) < 0.99, -np.inf, random.normal(size=size)),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("size", [3, 601, 20_011])
+def test_few_tokens_are_looked_at_and_the_same_are_found_as_among_all_sorted(kind: str, size: int) -> None:
+    random = np.random.default_rng(size)
+    logits = ROWS[kind](random, (12, size)).astype(np.float32)
+    logits[:, 1] = 0
+    for width in (1, 5, 20):
+        found = on_host.score(logits, np.ones(12, np.int64), Columns(width, None))
+        logprobs = logits - logits.max(-1, keepdims=True)
+        logprobs -= np.log(np.exp(logprobs).sum(-1, keepdims=True))
+        assert np.array_equal(found.top_tokens, np.argsort(-logprobs, -1, kind="stable")[:, :width])
+    for given in ({"top_p": 0.3}, {"top_p": 0.95}, {"top_p": 0.9999}, {"top_k": 50}, {"top_k": 1500, "top_p": 0.9}):
+        named = {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | given
+        keys = random.integers(-(2**31), 2**31, (12, 2)).astype(np.int32)
+        columns = {
+            name: np.full(12, value, np.int32 if name == "top_k" else np.float32) for name, value in named.items()
+        }
+        parameters = DrawParameters(**columns, keys=keys)
+        wanted = [drawn(row, key, given) for row, key in zip(logits, keys, strict=True)]
+        assert on_host.draw(logits.copy(), parameters).tolist() == wanted
+
+
+def columns_of(named: dict[str, Any], count: int) -> dict[str, Any]:
+    """Parameters of so many equal rows."""
+    return {name: np.full(count, value, np.int32 if name == "top_k" else np.float32) for name, value in named.items()}
+
+
+def drawn(logits: Any, key: Any, given: dict[str, Any]) -> int:
+    """The token, with the whole row sorted."""
+    scaled = (logits - logits.max()) / np.float32(0.8)
+    order = np.argsort(-scaled, kind="stable")[: given.get("top_k", len(scaled))]
+    weights = np.exp(scaled[order])
+    reached = weights.cumsum(dtype=np.float64)
+    whole = reached[-1] if "top_k" in given else np.exp(scaled).sum(dtype=np.float64)
+    kept = order[: 1 + np.count_nonzero(reached[:-1] < np.float32(given.get("top_p", 1)) * whole)]
+    perturbed = on_host.gumbel(key, kept.astype(np.uint32)) + scaled[kept]
+    return int(kept[perturbed.argmax()])
