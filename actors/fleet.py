@@ -169,6 +169,7 @@ class Fleet:
     def _not_among(self, gone: Replica, why: str) -> None:
         """What follows for those that are left."""
         self._send_gateway(slowest(self.replicas))  # it may have been the one that is gone, which says nothing any more
+        self._tell_adapters()  # and the only one that did not have one yet
         self.questions.lost(gone.number, why)
 
     def _add(self) -> str:
@@ -184,8 +185,7 @@ class Fleet:
             self._refused(replica, OTHER_WEIGHTS)
             return
         self.replicas[replica.number] = replica
-        if any(each.adapters for each in self.replicas.values()):
-            self._send_gateway(named_by_all(self.replicas))
+        self._tell_adapters()
         self.prefillers.decoder_up(replica)
         if self._draining is not None:
             self._actor.context.send(replica.names.scheduler, self._draining, Lane.CONTROL)
@@ -255,6 +255,11 @@ class Fleet:
             self._send_gateway(NoneLeft(name, reason))
             self._starter.over(name, reason)
             self._place_again(NOBODY)
+
+    def _tell_adapters(self) -> None:
+        """Which ones requests may name, by who is there now."""
+        if any(each.adapters for each in self.replicas.values()):
+            self._send_gateway(named_by_all(self.replicas))
 
     def _send_gateway(self, message: Any) -> None:
         self._actor.context.send(FRONT.gateway, message, Lane.CONTROL)

@@ -29,6 +29,9 @@ class Joining:
 
     def begin(self, replica: Replica, orders: list[Order]) -> None:
         """One was started; it is given `orders`, one after the other, and those that come meanwhile."""
+        if untellable := self._questions.present.untellable:  # since its start was asked for
+            self._refused(replica, untellable)
+            return
         self.replicas[replica.number] = replica
         self._to_tell[replica.number] = deque(orders)
         self._go_on(replica)

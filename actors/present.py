@@ -41,7 +41,8 @@ class Present:
         self._weights: UpdateWeights | None = None
         self._version: str | None = None
         self._released: set[MemoryTag] = set()
-        self._paused = False
+        self.paused = False
+        """Generation is."""
         self._groups: set[str] = set()
         self._sent = False
 
@@ -75,7 +76,7 @@ class Present:
             case ResumeMemory(tags):
                 self._released -= set(tags or MemoryTag)
             case Pause() | Continue():
-                self._paused = isinstance(order, Pause)
+                self.paused = isinstance(order, Pause)
             case JoinWeightGroup():
                 self._groups.add(order.group_name)
             case LeaveWeightGroup(group):
@@ -109,4 +110,4 @@ class Present:
         if self._released:
             tags = tuple(tag for tag in MemoryTag if tag in self._released)
             orders.append(ReleaseMemory(tags=tags, timeout_s=REST_S))
-        return [*orders, Pause()] if self._paused else orders
+        return [*orders, Pause()] if self.paused else orders

@@ -16,6 +16,7 @@ from pawl.actors.present import JOINED, Present, lasts
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
+from pawl.loops.orders.serving import Continue, Pause
 from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup
 
@@ -41,6 +42,8 @@ class ReplicaAsks:
         self.sessions: dict[str, Home] = {}
         """By name."""
         self.present = Present()
+        self._num_ordered = self._last_serving = 0
+        """Orders that last, all that were ever given; number of the last of these to pause or go on that was done."""
         self.num_lasting = 0
         """Orders that last, of which it is not known yet whether all have carried them out."""
         self.num_joins = 0
@@ -70,8 +73,9 @@ class ReplicaAsks:
             done = partial(self._closed, message.session, self.sessions.get(message.session))
         elif lasts(message):
             self.num_lasting += 1
+            self._num_ordered += 1
             self.num_joins += isinstance(message, JoinWeightGroup)
-            done = partial(self._carried_out, message)
+            done = partial(self._carried_out, message, self._num_ordered)
         gathering = Gathering(list(asked), self._is_there, partial(done, ask))
         for number, replica in asked.items():
             self.tell(replica, message, partial(gathering.answered, number))
@@ -137,11 +141,15 @@ class ReplicaAsks:
         """Whether this replica owes an answer."""
         return number in self._tickets.values()
 
-    def _carried_out(self, order: Any, ask: Ask, replies: Sequence[Reply]) -> bool:
+    def _carried_out(self, order: Any, number: int, ask: Ask, replies: Sequence[Reply]) -> bool:
         self.num_lasting -= 1
         self.num_joins -= isinstance(order, JoinWeightGroup)
         # One that has not may be gone, and nobody has said so yet. And who is told to leave a group is in it no more.
         done = any(reply.ok for reply in replies) or isinstance(order, LeaveWeightGroup)
+        if done and isinstance(order, Pause | Continue):
+            # Who pauses is answered when steps have come back, and may have been told to go on since.
+            done = number > self._last_serving
+            self._last_serving = max(number, self._last_serving)
         if done:
             self.present.done(order)
         self.ordered(order if done else None)

@@ -98,7 +98,8 @@ class Scheduler(Actor):
         self.intake = Intake(self.loop, self, config.served)
         self.measures, self._report = StepMeasures(), StepReport(names.replica)
         self._launched_at: dict[int, float] = {}
-        self._askers = Askers(self._send)
+        # In the lane of what it tells of itself, which a reply may not overtake.
+        self._askers = Askers(partial(self._send, lane=Lane.CONTROL))
         self._checking_deadlines = self._checking_self = False
         self._turn_timer = TurnTimer(self)
         self._checked_at = 0

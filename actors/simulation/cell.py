@@ -68,7 +68,7 @@ class SimulatedCell(Cell):
             super()._handle(message, entry)
             self._tell_contained(before)
         if crash is not None and self.phase is Phase.RUNNING:
-            self._fail(InjectedCrash(self.name, crash), message, entry)
+            self._fail(InjectedCrash(self.name, f"{crash} a message"), message, entry)
 
     def _settle(self) -> None:
         before = None if self._actor is None else self._actor.contained
@@ -84,6 +84,11 @@ class SimulatedCell(Cell):
     def _fail(self, error: BaseException, message: Any = None, entry: Entry | None = None) -> None:
         self._observer.failed(self.name, error)
         super()._fail(error, message, entry)
+
+    def vanish(self, why: str) -> None:
+        """End in the middle of whatever it does: nothing of it runs, not even what ends it."""
+        if self.phase is not Phase.ENDED:
+            self._end(why, InjectedCrash(self.name, why))
 
     def busy(self) -> bool:
         """Whether `step` would do something."""

@@ -17,7 +17,7 @@ class SimulatedDriver:
         self.cell = cell
         self.owner = self.target = cell.name
         self._network = network
-        self._queued = False
+        self._queued = self._halted = False
         self._outbox: Carrier | None = network.add_outbox(cell.mailbox, cell.name)
         if self._outbox is not None:
             self._outbox.on_empty = self.rearm
@@ -36,7 +36,7 @@ class SimulatedDriver:
 
     def make_ready(self) -> None:
         """There is something to do; not before the outbox is empty."""
-        if not self._queued and not (self._outbox is not None and self._sending()):
+        if not (self._queued or self._halted) and not (self._outbox is not None and self._sending()):
             self._queued = True
             self._network.ready.append(self)
 
@@ -46,6 +46,19 @@ class SimulatedDriver:
     def take_out(self) -> None:
         """Leave the ready events, to happen in another way than by `run`."""
         self._network.ready.remove(self)
+
+    def halt(self) -> None:
+        """Do nothing until `go_on`."""
+        self._halted = True
+        if self._queued:
+            self.take_out()
+            self._queued = False
+
+    def go_on(self) -> None:
+        """After `halt`."""
+        self._halted = False
+        if not self._queued:
+            self.rearm()
 
     def run(self) -> None:
         """One step of the actor."""

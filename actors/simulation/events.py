@@ -140,7 +140,7 @@ def losses(world: World, event: Event) -> Iterator[Event]:
     wire = event
 
     def instead(act: Callable[[], None]) -> None:
-        world.network.ready.remove(wire)
+        wire.take_out()
         act()
 
     if world.faults.left[FaultKind.LOSE]:

@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pawl.actors.simulation.case import Case as Case
 from pawl.actors.simulation.case import Scenario as Scenario
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
+from pawl.actors.simulation.endless import Endless, Stuck
 from pawl.actors.simulation.quiet import collected_between_runs, silence
 from pawl.actors.simulation.shrinking import MOST_RUNS, Shrinker, cost
 from pawl.actors.simulation.strategies.exhaustive import NotDeterministic, Redundant
 from pawl.actors.simulation.strategies.simple import Strategy
-from pawl.actors.simulation.system import ActorFailure, Endless, Stuck
+from pawl.actors.simulation.system import ActorFailure
 
 MOST_STEPS = 20_000
 """Steps after which a run counts as endless."""

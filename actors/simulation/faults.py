@@ -28,6 +28,12 @@ class FaultKind(StrEnum):
     """A timer fires `late_s` after it was due."""
     JUMP = "jump"
     """The wall clock is set forward or back by `jump_s`."""
+    KILL = "kill"
+    """A whole process ends at once, in the middle of what it says and hears (`simulation/processes.py`)."""
+    FREEZE = "freeze"
+    """A whole process stands still, and goes on later, perhaps after others have taken it for lost."""
+    PART = "part"
+    """A whole process is out of reach of the first one, and is reached again later, or taken for lost."""
     STRIKE = "strike"
     """A place in the scenario that asks (`SimulatedSystem.strikes`) fails: a step raises, an allocation fails."""
 
@@ -42,6 +48,9 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     late: int = 0
     jump: int = 0
     strike: int = 0
+    kill: int = 0
+    freeze: int = 0
+    part: int = 0
     may_crash: Collection[str] | None = None
     """Names of the actors that may crash; None: all."""
     late_s: float = 5.0
@@ -83,9 +92,9 @@ class FaultBudget:
 
 
 class InjectedCrash(Exception):
-    """The failure of an actor that was chosen to fail."""
+    """The failure of an actor that was chosen to fail: before or after a message, or with all of its process."""
 
     def __init__(self, actor: str, moment: str) -> None:
-        super().__init__(f"{actor} was made to fail {moment} a message")
+        super().__init__(f"{actor} was made to fail {moment}")
         self.actor = actor
         self.moment = moment

@@ -35,7 +35,7 @@ class SimulatedMailbox(Mailbox):
         if carrier is None:
             self._touch(arrives=True)
             return super().put(message, edge)
-        if self._closed:
+        if self._closed or (carrier.is_wire and self._network.refuses(*carrier.ends)):
             return Outcome.CLOSED
         outcome = self._reserve(edge) if edge.lane == DATA else ACCEPTED
         if outcome is not Outcome.REJECTED:

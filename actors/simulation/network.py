@@ -59,9 +59,12 @@ class Carrier:
 
     fault = False
 
-    def __init__(self, network: Network, owner: str, *, is_wire: bool) -> None:
+    def __init__(self, network: Network, owner: str, ends: tuple[str, str] | None = None) -> None:
+        """`ends`: sender and receiver, of a wire."""
         self.owner = owner
-        self.is_wire = is_wire
+        self.is_wire = ends is not None
+        self.ends = ends or (owner, owner)
+        self._lined_up = False
         self.envelopes: deque[Envelope] = deque()
         self.on_empty: Callable[[], None] = lambda: None
         self._network = network
@@ -81,9 +84,11 @@ class Carrier:
 
     def add(self, envelope: Envelope) -> None:
         """The sender has sent one more."""
-        if not self.envelopes:
-            self._make_ready()
+        if self.is_wire and self._network.drops(*self.ends):
+            envelope.mailbox.forget(envelope.entry)
+            return
         self.envelopes.append(envelope)
+        self.line_up()
         if self.is_wire:
             self._touch(envelope)
 
@@ -93,18 +98,37 @@ class Carrier:
         if touched is not None:
             touched.add(f"{LINE}{self.owner}#{envelope.entry[2]}" if self.is_wire else LINE + self.owner)
 
-    def _make_ready(self) -> None:
+    def line_up(self) -> None:
+        """Among the ready events where its first message may arrive, else not."""
+        may = len(self.envelopes) > 0 and not (self.is_wire and self._network.holds(*self.ends))
+        if may == self._lined_up:
+            return
+        self._lined_up = may
         # Fair is: a handler's messages arrive before anybody else does anything.
-        if self.is_wire:
+        if not may:
+            self._network.ready.remove(self)
+        elif self.is_wire:
             self._network.ready.append(self)
         else:
             self._network.ready.insert(0, self)
 
+    def take_out(self) -> None:
+        """Leave the ready events, to happen in another way than by `run`."""
+        self._network.ready.remove(self)
+        self._lined_up = False
+
     def run(self) -> None:
         """The first message arrives."""
+        self._lined_up = False
         mailbox, entry = self._pop()
         mailbox.arrive(entry)
         self.after_one()
+
+    def arrive(self, count: int) -> None:
+        """The first so many messages arrive, whatever holds them."""
+        for _ in range(count):
+            mailbox, entry = self._pop()
+            mailbox.arrive(entry)
 
     def lose(self) -> None:
         """The first message never arrives."""
@@ -117,6 +141,7 @@ class Carrier:
         while self.envelopes:
             mailbox, entry = self._pop()
             mailbox.forget(entry)
+        self.line_up()
         self.on_empty()
 
     def double(self) -> None:
@@ -124,7 +149,7 @@ class Carrier:
         mailbox, entry = self.envelopes[0]
         mailbox.arrive(entry)
         mailbox.expect(entry)
-        self._make_ready()
+        self.line_up()
 
     def _pop(self) -> Envelope:
         envelope = self.envelopes.popleft()
@@ -135,9 +160,8 @@ class Carrier:
 
     def after_one(self) -> None:
         """The first message has left: on with the next, or the sender may go on."""
-        if self.envelopes:
-            self._make_ready()
-        else:
+        self.line_up()
+        if not self.envelopes:
             self.on_empty()
         self._network.send_off()
 
@@ -175,6 +199,12 @@ class Network:
         """What was touched (`Footprint`) by the event that runs, when somebody wants to know."""
         self.outboxes: dict[Mailbox, Carrier] = {}
         self.wires: list[Carrier] = []
+        self.holds: IsWire = no_wires
+        """Whether nothing arrives on this wire for now."""
+        self.refuses: IsWire = no_wires
+        """Whether what is sent on it is refused."""
+        self.drops: IsWire = no_wires
+        """Whether what is sent on it is lost."""
         self._is_wire = is_wire
         self._preempt = preempt
         self._notices: list[DownNotice] = []
@@ -183,13 +213,13 @@ class Network:
         """The outbox of the actor that reads `mailbox`; None when its messages arrive at once."""
         if not self._preempt:
             return None
-        outbox = self.outboxes[mailbox] = Carrier(self, owner, is_wire=False)
+        outbox = self.outboxes[mailbox] = Carrier(self, owner)
         return outbox
 
     def carrier(self, edge: Edge, receiver: str) -> Carrier | None:
         """What carries messages along an edge; None: they arrive at once."""
         if edge.sender != receiver and self._is_wire(edge.sender, receiver):
-            wire = Carrier(self, f"{edge.sender}>{receiver}.{Lane(edge.lane).name}", is_wire=True)
+            wire = Carrier(self, f"{edge.sender}>{receiver}.{Lane(edge.lane).name}", (edge.sender, receiver))
             self.wires.append(wire)
             return wire
         # Timers, and senders outside, are not in the middle of a handler.
@@ -198,8 +228,7 @@ class Network:
     def cut(self, is_cut: IsWire) -> None:
         """What is on its way on these wires never arrives."""
         for wire in self.wires:
-            if wire.envelopes and is_cut(wire.envelopes[0].entry[1].sender, wire.target):
-                self.ready.remove(wire)
+            if wire.envelopes and is_cut(*wire.ends):
                 wire.lose_all()
         self.send_off()
 

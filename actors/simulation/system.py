@@ -34,32 +34,17 @@ from pawl.actors.runtime.receiver import Receiver
 from pawl.actors.simulation.cell import MakeCodec, SimulatedCell
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
 from pawl.actors.simulation.driver import SimulatedDriver
+from pawl.actors.simulation.endless import Endless, Stuck
 from pawl.actors.simulation.events import Clock, Stopping, clock_faults, faults_of_work
-from pawl.actors.simulation.faults import FaultBudget, FaultKind, Faults
+from pawl.actors.simulation.faults import FaultBudget, FaultKind, Faults, InjectedCrash
 from pawl.actors.simulation.mailbox import SimulatedMailbox
 from pawl.actors.simulation.network import Event, IsWire, Network, no_wires
+from pawl.actors.simulation.processes import Processes
 
 EPOCH_S = 1_700_000_000.0
 """Wall clock at the beginning of every run."""
 MOST_STEPS = 1_000_000
 """Steps of one `run` before it is taken for endless."""
-
-
-class Stuck(Exception):
-    """Work is left, and nothing can happen any more."""
-
-    def __init__(self, why: str, dump: str) -> None:
-        super().__init__(f"{why}\n{dump}")
-        self.dump = dump
-
-
-class Endless(Exception):
-    """The run did not come to rest within a stated number of steps."""
-
-    def __init__(self, num_steps: int, dump: str) -> None:
-        super().__init__(f"not at rest after {num_steps} steps\n{dump}")
-        self.num_steps = num_steps
-        self.dump = dump
 
 
 class ActorFailure(NamedTuple):
@@ -112,6 +97,8 @@ class SimulatedSystem(LocalSystem):
         self.now_s = 0.0
         self.network = Network(self.dead_letters, is_wire, preempt=preempt)
         self.drivers: list[SimulatedDriver] = []
+        self.processes: Processes | None = None
+        """Set where whole ones may be lost."""
         # Not by `isinstance`: looking at a protocol takes as long as some steps of the run.
         self._follower: Follower | None = source if hasattr(source, "executed") else None  # type: ignore[assignment]
         self._faults_of_work = faults_of_work(self.faults.left)
@@ -184,6 +171,8 @@ class SimulatedSystem(LocalSystem):
             for make in self._faults_of_work:
                 yield from make(self, event)
         yield from clock_faults(self, idle=not ready)
+        if self.processes is not None:
+            yield from self.processes.faults()
 
     # ---- the clock ----
 
@@ -315,6 +304,15 @@ class SimulatedSystem(LocalSystem):
         if error is not None and (not self.failures or self.failures[-1].error is not error):
             self.failures.append(ActorFailure(cell.name, error))
         super().ended(cell, reason, error)
+
+    def given_up(self, cell: SimulatedCell, why: str, *, dead: bool) -> None:
+        """Others take this actor for lost; where it is not `dead`, it does not know."""
+        if dead:
+            cell.vanish(why)
+            return
+        self.failed(cell.name, InjectedCrash(cell.name, why))
+        for watcher in self._watchers.pop(cell.name, []):
+            self._send_down(watcher, cell.name, why)
 
     def find(self, name: str) -> Receiver | None:
         # Whoever asks from outside acts on the answer.

@@ -152,7 +152,10 @@ def _past(ends: float) -> bool:
 
 def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     """In one workload of three steps are lost, in another one clocks err, up to `task.faults` times, some have both;
-    in one of eight an actor may crash, in one of three where others may go on without it."""
+    in one of eight an actor may crash, in one of three where others may go on without it; in one of five whole
+    processes are lost, where there are some."""
+    from pawl.actors.simulation.faults import FaultKind
+    from pawl.actors.simulation.processes import WHOLE
     from pawl.testing import Faults
 
     chance = Seeded(~seed)
@@ -160,12 +163,16 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     crash = chance.chance(0.12 if len(workload.shape.roles) == 1 else 0.35)
     count = min(task.faults, chance.within(1, 3))
     in_time = count if clocks else 0
+    whole = chance.pick(WHOLE) if chance.chance(0.2) else None
     return Faults(
         strike=count if steps else 0,
         rush=in_time,
         late=in_time,
         jump=in_time,
         crash=min(task.faults, 1) if crash else 0,
+        kill=count if whole is FaultKind.KILL else 0,
+        freeze=count if whole is FaultKind.FREEZE else 0,
+        part=count if whole is FaultKind.PART else 0,
     )
 
 

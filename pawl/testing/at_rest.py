@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import msgspec
 
 from pawl.actors.control import row_of
+from pawl.actors.fleet import OTHER_WEIGHTS
 from pawl.actors.messages.control import LATE, Reply, Stalled
 from pawl.actors.messages.generate import Usage
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
@@ -104,6 +105,8 @@ class EndChecks:
             self.check_output(client)
         self._check_answers()
         self._check_letters()
+        if any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced):
+            raise PropertyFailed("weight_epochs", "a replica that was started again did not get the weights that serve")
         if self.run.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
         if not self.run.crashed & NARRATORS:
@@ -201,7 +204,7 @@ class EndChecks:
             Cause.DISCONNECT: arrival.leaves_after is not None,
             Cause.DRAINED: workload.closing is not None,
             Cause.INTERNAL: bool(self.run.crashed),
-            Cause.INVALID: arrival.session or self.run.desk.names_adapter(client.index),
+            Cause.INVALID: arrival.session or self._may_miss_adapter(client),
             Cause.ADAPTER: bool(arrival.adapter) and "adapter" in self.run.system.faults.struck,
             # The tokenizer has not seen what it goes on from.
             Cause.NEVER_FITS: arrival.session and len(arrival.prompt) + arrival.max_new_tokens > workload.shape.room,
@@ -212,6 +215,9 @@ class EndChecks:
         ended = any(cause in row_of(control.body).ends for control in workload.controls)
         if not ended and not reasons.get(cause, False):
             check_refusal(arrival, workload.shape, len(self.run.desk.clients), cause, client.request)
+
+    def _may_miss_adapter(self, client: Client) -> bool:
+        return self.run.desk.names_adapter(client.index) and (not client.denied or bool(self.run.crashed))
 
     def _time_flew(self) -> bool:
         """Whether a fault made time pass while there was work: then requests may be given up that were being served."""

@@ -17,6 +17,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.adapters import LoadAdapter, UnloadAdapter
 from pawl.loops.residency import MOVING, UPDATING
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.expectations import DrawnBy, Expectations
@@ -65,6 +66,8 @@ class Client(Inbox):
         super().__init__()
         self.adapter = arrival.adapter
         """The name."""
+        self.denied = False
+        """When it was sent requests could not name its adapter, which was loaded and not unloaded."""
         self.arrival = msgspec.structs.replace(arrival, adapter="")
         self.request: int | None = None
         self.tokens: list[int] = []
@@ -106,6 +109,7 @@ class Client(Inbox):
     def settle_adapter(self) -> None:
         """It is sent now: from here on its request names where its adapter was read from."""
         named = self._desk.adapters.get(self.adapter)
+        self.denied = named is None and self._desk.has_loaded(self.adapter)
         self.arrival = msgspec.structs.replace(self.arrival, adapter="" if named is None else named.source)
 
     def leave_if_due(self) -> None:
@@ -183,6 +187,17 @@ class FrontDesk(Gateway):
         """Whether a request of the same call names an adapter."""
         (call,) = [clients for clients in self._calls.values() if self.clients[index] in clients]
         return any(client.adapter for client in call)
+
+    def has_loaded(self, name: str) -> bool:
+        """Whether this adapter was loaded, and nobody may have unloaded any, nor loaded so many that one must go."""
+        orders = [control.body for control in self._workload.controls]
+        loads = [index for index, order in enumerate(orders) if isinstance(order, LoadAdapter)]
+        if len(loads) > self._workload.shape.max_loaded_loras:
+            return False
+        if any(isinstance(order, UnloadAdapter) for order in orders):
+            return False
+        mine = [self.answers[index] for index in loads if orders[index].name == name]
+        return any(answer.ok for answers in mine for answer in answers)
 
     def told(self, count: int) -> None:
         """A client has been told `count` output tokens."""

@@ -17,14 +17,25 @@ from typing import Any, ClassVar
 from pawl.actors.codec import make_codec
 from pawl.actors.control import row_of
 from pawl.actors.detokenizer import OutputsRefused
+from pawl.actors.messages.links import PeerLost
 from pawl.actors.names import FRONT, NAMES, PREFILL, UNIFIED, Names, names_of
-from pawl.actors.runtime.actor import Overflow
+from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults, InjectedCrash
 from pawl.actors.simulation.network import no_wires
+from pawl.actors.simulation.processes import LOST, Processes
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
-from pawl.build.wiring import ActorSpec, crosses, engine_actors, in_order, replica_actors, spawn_all, stop_order
+from pawl.build.wiring import (
+    ActorSpec,
+    crosses,
+    engine_actors,
+    in_order,
+    process_of,
+    replica_actors,
+    spawn_all,
+    stop_order,
+)
 from pawl.lifecycle.hand_overs import matched, side_of
 from pawl.lifecycle.records import ENCODER
 from pawl.testing.at_rest import EndChecks
@@ -75,7 +86,7 @@ class Cluster(Case):
             names = [replica.names for replica in self.replicas]
             self.starter = SimulatedStarter(self)
             self.router = WatchedRouter(shape, names, self.starter, self._report, linked=workload.processes)
-            self.router.sessions_of = lambda number: self.replicas[number].scheduler.loop.requests.sessions.by_name
+            self.router.loop_of = lambda number: self.replicas[number].scheduler.loop
         self._make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(
             [replica.parts for replica in self.replicas],
@@ -95,6 +106,9 @@ class Cluster(Case):
         """Where the events of the run are counted once it has held."""
         self._horizon_s = horizon(workload, system.faults.faults)
         self.closing = False
+        if workload.processes:
+            processes = system.processes = Processes(system, process_of, process_of(NAMES.gateway))
+            processes.mortal, processes.on_lost = self._mortal, self._process_lost
 
     def _small(self, specs: tuple[ActorSpec, ...]) -> tuple[ActorSpec, ...]:
         """With the mailboxes of the workload. What holds its senders back has room for the ends of all requests, as in
@@ -124,6 +138,23 @@ class Cluster(Case):
         self._specs = in_order((*self._specs, *specs), *(each.names for each in self.replicas))
         spawn_all(self.system, specs)
         return replica
+
+    def _mortal(self) -> list[str]:
+        """Processes that may be lost now: of replicas that serve, or begin to, while the engine does not stop."""
+        if self.closing or self.desk.wants_stop:
+            return []
+        gone = set() if self.starter is None else self.starter.gone
+        return [process_of(each.names.scheduler) for each in self.replicas if not each.lost and each.names not in gone]
+
+    def _process_lost(self, process: str) -> None:
+        """The front has given it up. Others that have a link with it see that end."""
+        for replica in self.replicas if self.router is not None else ():
+            names = replica.names
+            if process_of(names.scheduler) == process:
+                replica.lost = True
+                for other in self.replicas:
+                    if names.linker in self.actors and other.names.linker in self.actors and other is not replica:
+                        self.system.send(other.names.linker, PeerLost(names.linker, LOST), Lane.CONTROL)
 
     @property
     def serving(self) -> list[SimulatedReplica]:

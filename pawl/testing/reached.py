@@ -30,6 +30,9 @@ FAULTS = {
     FaultKind.LATE: "late timer",
     FaultKind.JUMP: "clock jump",
     FaultKind.CRASH: "crash of an actor",
+    FaultKind.KILL: "killed process",
+    FaultKind.FREEZE: "frozen process",
+    FaultKind.PART: "process out of reach",
 }
 PLACES = {
     "result": "lost result",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pawl.actors.messages.generate import Generate
@@ -16,10 +16,11 @@ from pawl.actors.runtime.receiver import Receiver
 from pawl.actors.scaling import FEW, Rule, Since, Verdict, scaled
 from pawl.actors.starter import Starter
 from pawl.build.wiring import all_names, watch_replica
+from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.request import SessionParameters
+from pawl.loops.loop import Loop
 from pawl.loops.orders.requests import Abort
-from pawl.loops.sessions import Session
 from pawl.memory.arrays import Int32s
 from pawl.testing.workload import Shape
 
@@ -44,6 +45,8 @@ class SimulatedStarter:
         self._left = run.workload.shape.max_restarts
         self._room = MOST_ADDED
         self.num_left = 0
+        self.gone: set[Names] = set()
+        """Those that were ended, or are being ended."""
         self._ending: list[deque[Receiver]] = []
         """Of each replica that has left, the actors that have not ended, in their order."""
 
@@ -89,6 +92,7 @@ class SimulatedStarter:
         self._end_in_order(names)
 
     def _end_in_order(self, names: Names) -> None:
+        self.gone.add(names)
         found = [self._run.system.find(name) for name in all_names(names) if name in names.own]
         self._ending.append(deque(cell for cell in found if cell is not None))
         self._ending[-1][0].ask_to_stop(LEFT)
@@ -218,8 +222,8 @@ class WatchedRouter(Router):
     """A router that must keep turns with their session, aborts until their request comes, and know what replicas have
     to do."""
 
-    sessions_of: Callable[[int], Mapping[str, Session]]
-    """Those that a replica's scheduler has, by name."""
+    loop_of: Callable[[int], Loop]
+    """Of a replica's scheduler."""
 
     def __init__(
         self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report, *, linked: bool
@@ -252,11 +256,17 @@ class WatchedRouter(Router):
         return owner
 
     def _takes_turns(self, number: int, wanted: SessionParameters | None) -> bool:
-        session = None if wanted is None else self.sessions_of(number).get(wanted.id)
+        session = None if wanted is None else self.loop_of(number).requests.sessions.by_name.get(wanted.id)
         return session is not None and session.phase is SessionPhase.OPEN
 
     def settled(self) -> None:
-        """Once all that has arrived is handled, loads are what the books come to."""
+        """Once all that has arrived is handled, loads are what the books come to, and whoever takes part has done what
+        all were told."""
+        questions = self.fleet.questions
+        for number in self.replicas if not questions.num_lasting else ():
+            if (self.loop_of(number).serving is Serving.PAUSED) != questions.present.paused:
+                paused = "is" if questions.present.paused else "is not"
+                self._report("quiescent_flush", f"generation {paused} paused, and replica {number} does not know", None)
         for load in [replica.load for replica in self.replicas.values()]:
             mine = [routed for routed in self.routed.values() if routed.replica == load.replica]
             counted = len(mine), sum(routed.num_tokens for routed in mine)

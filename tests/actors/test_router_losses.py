@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.actors.messages.control import Stalled
-from pawl.actors.messages.replicas import NoneLeft, ReplicaFailed
+from pawl.actors.control import Ask
+from pawl.actors.messages.adapters import AdaptersNamed
+from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaUp
 from pawl.actors.names import Names, names_of
 from pawl.actors.placement import PLACEMENTS
+from pawl.actors.present import SENT
 from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
+from pawl.lifecycle.weight_source import FromBytes
+from pawl.loops.adapter import Named
+from pawl.loops.orders.serving import Continue, Pause
+from pawl.loops.orders.weights import PutWeights
 
 
 class Starts:
@@ -54,3 +61,37 @@ def test_when_the_last_replica_cannot_be_started_again_the_gateway_hears_why() -
     router.receive(ReplicaFailed("no memory"))
     why = "a replica that was started", "no memory"
     assert (told(context, NoneLeft), starts.overs) == ([NoneLeft(*why)], [why])
+
+
+def test_an_adapter_that_only_the_lost_replica_did_not_have_yet_may_be_named() -> None:
+    router, context, _ = routed(2)
+    mine = (Named("x", 1, "ghost:b", pinned=False),)
+    router.receive(AdaptersNamed(mine, replica=0))
+    assert told(context, AdaptersNamed) == [AdaptersNamed(())]
+    router.receive(Down("scheduler.1", "failed"))
+    assert told(context, AdaptersNamed) == [AdaptersNamed(mine)]
+
+
+def test_a_replica_that_is_started_again_does_what_was_ordered_last_and_not_what_was_answered_last() -> None:
+    router, context, _ = routed(1)
+    router.receive(Ask(1, Pause()))
+    router.receive(Ask(2, Continue()))
+    pause, go_on = [sent.message.ticket for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    for ticket in (go_on, pause):  # once the last step has come back
+        router.receive(Reply(ticket, True))
+    router.receive(Down("scheduler.0", "failed"))
+    router.receive(ReplicaUp(names_of(1)))
+    assert not [sent for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    assert list(router.replicas) == [1]
+
+
+def test_a_replica_that_comes_after_weights_were_sent_is_refused_with_the_reason() -> None:
+    router, context, _ = routed(2)
+    router.receive(Ask(1, PutWeights(source=FromBytes(b""))))
+    mine, _ = [sent.message.ticket for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    router.receive(Down("scheduler.1", "failed"))
+    router.receive(Reply(mine, True))
+    router.receive(ReplicaUp(names_of(2)))
+    (refused,) = told(context, NotReplaced)
+    assert refused.reason.endswith(SENT)
+    assert list(router.replicas) == [0]

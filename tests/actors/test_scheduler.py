@@ -12,6 +12,7 @@ from pawl.actors.control.state import GetState
 from pawl.actors.messages.control import Heartbeat, Reply, Stalled
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.scheduler import HeartbeatDue, Scheduler, SelfCheck
 from pawl.actors.simulation.manual import ManualContext
@@ -24,6 +25,7 @@ from pawl.lifecycle.states import Cause, State
 from pawl.loops.intake import WaitEnds
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Drain, EndAll, Finish
+from pawl.loops.orders.weights import UpdateWeights, WeightsStaged, WeightsSwapped
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
 from tests.actors.tier_net import started
@@ -336,3 +338,15 @@ def test_a_broken_law_is_counted_and_the_engine_goes_on() -> None:
     assert bench.tokens[1] == expected([1, 2, 3], 4)
     bench.tell(SelfCheck())
     assert sum(bench.scheduler.violations.values()) >= 1
+
+
+def test_who_is_told_that_new_weights_serve_knows_which_by_then() -> None:
+    bench = Bench()
+    scheduler, context = bench.scheduler, bench.context
+    scheduler.receive(Ask(7, UpdateWeights(model_path="/new"), "router"))
+    for order in (WeightsStaged(1, "f"), WeightsSwapped(1)):
+        scheduler.receive(order)
+        scheduler.settled()
+    told = [sent for sent in context.take_sent() if isinstance(sent.message, WeightsServed | Reply)]
+    assert [type(sent.message) for sent in told] == [WeightsServed, Reply]
+    assert {sent.lane for sent in told} == {Lane.CONTROL}, "one lane, or the reply could overtake"

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Kind
+from pawl.actors.simulation.endless import Endless
 from pawl.actors.simulation.exploration import Case, drive, explore, replay
 from pawl.actors.simulation.shrinking import Shrinker, cost
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
@@ -18,7 +19,7 @@ from pawl.actors.simulation.strategies.exhaustive import Exhaustive, NotDetermin
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
-from pawl.actors.simulation.system import Endless, SimulatedSystem
+from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.toys import Go, LostUpdate, Note, Pass, lost_update, to, writing
 
 SEEDED: list[Callable[[int], Strategy]] = [RandomWalk, PCT, POS, CoverageGuided]

@@ -12,11 +12,12 @@ from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.driver import SimulatedDriver
+from pawl.actors.simulation.endless import Endless, Stuck
 from pawl.actors.simulation.exploration import ActorFailed, Case, Unfinished, drive, explore
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
-from pawl.actors.simulation.system import Endless, SimulatedSystem, Stuck
+from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance_base import Crash, Journal, Say, Scribe, SetTimers
 from tests.actors.runtime_doing import Doing, Number, ignore
 from tests.actors.toys import Go, Letters, Note, Pass, spawn_writers, to, writing

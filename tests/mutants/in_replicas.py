@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pawl.actors.fleet import Fleet
 from pawl.actors.fleet_size import FleetSize
+from pawl.actors.joining import Joining
 from pawl.actors.placement import PrefixAffinity, RoundRobin
+from pawl.actors.present import Present
+from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import Routed
 from pawl.actors.router import Router
 from pawl.actors.scaling import scaled
+from pawl.actors.scheduler import Scheduler
 from pawl.lifecycle.numbers import passed
 from tests.mutants.mutant import Edit, Group, Mutant
 
@@ -88,5 +92,74 @@ REPLICAS = (
         "scaling",
         "Whoever is started because the load is high does not count as one that comes: more and more are started.",
         Edit(FleetSize._set, "self.num_starting += not why_not", "break"),
+    ),
+    _mutant(
+        "joined_replica_is_not_told_adapters",
+        "adapter_references",
+        "A replica that is started again has no adapters: requests may name none any more.",
+        Edit(Present.orders, "orders += self._adapters.values()", "pass"),
+    ),
+    _mutant(
+        "joined_replica_is_not_told_of_a_pause",
+        "quiescent_flush",
+        "A replica that is started again serves while generation is paused.",
+        Edit(Present.orders, "[*orders, Pause()] if self.paused else orders", "orders"),
+    ),
+    _mutant(
+        "joined_replica_has_the_weights_of_the_start",
+        "weight_epochs",
+        "A replica that is started again is not told to read the weights that the others have read since.",
+        Edit(Present.done, "self._weights, self._sent = order, False", "self._weights, self._sent = None, False"),
+    ),
+    _mutant(
+        "what_is_ordered_while_one_joins_is_not_told",
+        "weight_epochs",
+        "A replica that joins is told what was ordered before it was started, and nothing of what came meanwhile.",
+        Edit(Joining.ordered, "self._to_tell[replica.number].append(order)", "pass"),
+    ),
+    _mutant(
+        "pause_that_was_over_is_told_to_who_joins",
+        "quiescent_flush",
+        "Of a pause and the order to go on that the one counts that was answered last: who joins is paused.",
+        Edit(ReplicaAsks._carried_out, "done = number > self._last_serving", "pass"),
+    ),
+    _mutant(
+        "adapters_of_who_is_left_are_not_told",
+        "adapter_references",
+        "An adapter that only a lost replica had not loaded yet may not be named, though all others have it.",
+        Edit(Fleet._not_among, "self._tell_adapters()", "pass"),
+    ),
+    _mutant(
+        "late_token_of_a_lost_replica_is_passed_on",
+        "observability_conservation",
+        "What a replica says after it was given up goes to clients, who have it from another one as well.",
+        Edit(
+            Router._pass_on,
+            "replica = self.replicas.get(message.replica)",
+            'self.known = tuple({*getattr(self, "known", ()), *self.replicas.values()}); '
+            "replica = next((each for each in self.known if each.number == message.replica), None)",
+        ),
+    ),
+    _mutant(
+        "request_of_a_lost_replica_is_given_away_twice",
+        "incarnation",
+        "A request whose replica is lost is given to two others, or to one twice.",
+        Edit(
+            Router._place_again,
+            "self._place(routed, routed.again(now))",
+            "[self._place(routed, routed.again(now)) for _ in range(2)]",
+        ),
+    ),
+    _mutant(
+        "requests_of_a_lost_replica_stay_there",
+        "bounded_progress",
+        "A replica that stands still is given up, and its requests are not taken back from it.",
+        Edit(Fleet._lose, "self._place_again(replica.number)", "pass"),
+    ),
+    _mutant(
+        "reply_overtakes_what_it_tells_of",
+        "weight_epochs",
+        "That new weights serve is said in another lane than which they are: who joins is compared too soon.",
+        Edit(Scheduler.__init__, "partial(self._send, lane=Lane.CONTROL)", "self._send"),
     ),
 )

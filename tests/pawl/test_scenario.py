@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.actors.simulation.endless import Stuck
 from pawl.actors.simulation.exploration import ActorFailed, drive
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import RandomWalk
-from pawl.actors.simulation.system import Stuck
 from pawl.cli import main
 from pawl.lifecycle.records import Record, Started, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import Event
