@@ -4,8 +4,7 @@ for in vain; pages that are not what they should be; and what is left of either.
 from __future__ import annotations
 
 from pawl.actors.prefill_desk import PrefillDesk
-from pawl.actors.tiers import hand_over
-from pawl.actors.tiers.hand_over import Outgoing
+from pawl.actors.tiers.hand_over import Incoming, Outgoing
 from pawl.actors.tiers.hand_over_client import HandOverClient
 from pawl.loops.fetching import Fetching
 from pawl.loops.remote_prefill import RemotePrefill
@@ -93,7 +92,7 @@ APART = (
         "read_after_commit",
         "39229",
         "A page that was damaged on its way is kept, and read.",
-        Edit(hand_over._whole, "read(place) and checksum(key, place) == total", "read(place)"),
+        Edit(Incoming.keep, " and checksum(key, place) == sums[at[key]]", ""),
     ),
     _mutant(
         "prefix_that_is_there_is_not_skipped",
