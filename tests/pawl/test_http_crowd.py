@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from pawl.build.assembly import load_parts
-from pawl.build.parts import Parts
+from pawl.build.parts import Parts, assemble
 from pawl.config import build_config
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.ghost.oracle import expected
@@ -132,13 +132,22 @@ def real_parts(loop_config: LoopConfig, trace_dir: Path, dtype: str) -> Parts:
         "dtype": dtype,
         "kv_tokens": loop_config.num_pages * loop_config.page_size,
         "max_running": loop_config.max_running,
-        "trace_dir": str(trace_dir),
     }
     try:
-        parts = load_parts(build_config(settings))
+        loaded = load_parts(build_config(settings | {"trace": False}))
     except BackendUnavailable as missing:
         pytest.skip(str(missing))
-    return replace(parts, loop_config=msgspec.structs.replace(loop_config, weights=parts.loop_config.weights))
+    # The trace begins with the settings that the loop has.
+    return assemble(
+        build_config(settings | {"trace_dir": str(trace_dir)}),
+        source=loaded.source,
+        vocabulary=loaded.vocabulary,
+        runner=loaded.runner,
+        loop_config=msgspec.structs.replace(loop_config, weights=loaded.loop_config.weights),
+        facts={"backend": "native"},
+        began=time.monotonic(),
+        close=loaded.close,
+    )
 
 
 @pytest.mark.parametrize(
