@@ -29,7 +29,7 @@ from pawl.build.ready import Refused, Setup
 from pawl.build.replica_process import ReplicaProcess, started
 from pawl.build.replicas import share_of
 from pawl.config import ConfigError, ServerConfig
-from pawl.engine import Engine
+from pawl.engine import Engine, RequestFailed
 from tests.actors.linked_systems import wait_for
 
 ONE_JOINS = Layout(num_nodes=1, num_here=1, head_serves=False)
@@ -220,15 +220,25 @@ def test_a_stream_goes_on_when_the_only_node_is_killed_and_started_again(
     hosts = {"nodes": 1, "head_serves": False, "listen": head.address, "keys": str(keys)}
     config = ServerConfig(**SETTINGS | hosts | {"trace_dir": str(tmp_path)})
 
+    def full_speed() -> bool:
+        """Whether there is somebody to be told."""
+        try:
+            engine.control("slow-down", forward_sleep_time=None)
+        except RequestFailed:
+            return False
+        return True
+
     def fall() -> None:
         nodes[0].kill()
         nodes[0].wait()
         nodes.append(host.start(*words))
+        wait_for(full_speed)
 
     with Engine(config, parts=started({0: share_of(config, 0)}, [UNIFIED], head)) as engine:
         (replica,) = engine.replicas.live()
         assert isinstance(replica, ReplicaProcess)
         assert replica.where == f"replica-0 on node.1 at {host.address}"
+        engine.control("slow-down", forward_sleep_time=0.2)  # else it may have said everything before it is killed
         text = stream_through(engine, fall)
         (again,) = engine.replicas.live()
         assert again.where == f"replica-1 on node.2 at {host.address}"
