@@ -10,7 +10,7 @@ from pawl.actors.simulation.system import SimulatedSystem
 from pawl.build.wiring import process_of
 
 CUT_S = (0.0, 0.01, 0.5)
-"""After which a link may be cut."""
+"""After which a link may be cut, as both sides notice."""
 
 
 class SimulatedDialer:
@@ -28,13 +28,15 @@ class SimulatedDialer:
     def join(self, peer: str, address: str) -> None:
         if self._system.strikes("link"):
             raise OSError("nobody is there")
-        for linker, other in ((peer, self._linker), (self._linker, peer)):
+        sides = (peer, self._linker), (self._linker, peer)
+        for linker, other in sides:
             self._system.send(linker, PeerMet(other), Lane.CONTROL)
         if self._system.strikes("link cut"):
             after_s = CUT_S[self._system.pick("link cut after", [f"{each} s" for each in CUT_S])]
-            cell = self._system.find(self._linker)
-            assert isinstance(cell, SimulatedCell)
-            cell.context.after(after_s, PeerLost(peer, "it was cut"))
+            for linker, other in sides:
+                cell = self._system.find(linker)
+                if isinstance(cell, SimulatedCell):  # else its replica is lost
+                    cell.context.after(after_s, PeerLost(other, "it was cut"))
 
     def end(self, peer: str, reason: str) -> None:
         processes = {process_of(peer), process_of(self._linker)}

@@ -3,6 +3,7 @@ for in vain; pages that are not what they should be; and what is left of either.
 
 from __future__ import annotations
 
+from pawl.actors.links import Links
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.tiers.hand_over import Incoming, Outgoing
 from pawl.actors.tiers.hand_over_client import HandOverClient
@@ -86,6 +87,13 @@ APART = (
         "vllm 41269",
         "Pages that were sent to who does not wait any more count as under way for ever.",
         Edit(Outgoing.over, "del sent[number]", "pass"),
+    ),
+    _mutant(
+        "link_is_lost_twice",
+        "auxiliary_conservation",
+        "",
+        "Both sides of a link say that it is lost, and two attempts at another one begin.",
+        Edit(Links._lost, "link.attempt = self._number()", "pass"),
     ),
     _mutant(
         "checksum_is_not_compared",

@@ -15,8 +15,10 @@ FEW = 3
 """Schedules of the code as it is."""
 SLOW = frozenset(
     {
+        "dead_prefill_replica_is_asked",
         "death_of_a_prefill_replica_is_waited_out",
         "late_answer_is_an_error",
+        "link_is_lost_twice",
         "prefix_that_is_there_is_not_skipped",
         "sent_pages_stay_under_way",
         "tickets_come_again",
