@@ -5,7 +5,7 @@ It owns its thread, so a slow disk slows nobody else: whoever waits for a page d
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -41,7 +41,7 @@ from pawl.actors.names import DECODE, NAMES, PREFILL, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.hand_over import Incoming, Outgoing
-from pawl.actors.tiers.shared_pages import SharedPages
+from pawl.actors.tiers.shared_pages import Memory, Readers, shared_reader
 from pawl.actors.tiers.store import TierStore
 from pawl.memory.arrays import Int32s
 
@@ -53,20 +53,34 @@ CLOSE_S = 5.0
 """How long an orderly stop may take to file what is only in host memory."""
 
 
+class Readable(Protocol):
+    """Host memory that others can read."""
+
+    @property
+    def memory(self) -> Memory:
+        """Where it is."""
+
+
 class Storage(Actor):
     """Answers every Blocks with one Saved and every Fetch with one Fill."""
 
     accepts = ToStorage
 
-    def __init__(self, store: TierStore, names: Names = NAMES, shared: SharedPages | None = None) -> None:
-        """`shared` is the store's host memory, where other processes can read it."""
+    def __init__(
+        self,
+        store: TierStore,
+        names: Names = NAMES,
+        shared: Readable | None = None,
+        readers: Readers = shared_reader,
+    ) -> None:
+        """`shared` is the store's host memory, where other processes can read it; `readers` read that of others."""
         self._names = names
         self.store = store
         self._shared = shared
         """Held: it can be read as long as it is."""
         memory = None if shared is None else shared.memory
         self.outgoing = Outgoing(names.storage, store, lambda to, message: self.context.send(to, message), memory)
-        self.incoming = Incoming(store)
+        self.incoming = Incoming(store, readers)
         self._era = 0
         self._told: dict[str, int] = {}
         self._heard = True
@@ -127,6 +141,8 @@ class Storage(Actor):
                 kept = self.incoming.keep(message)
                 if kept:
                     self._tell(Found(self._era, kept))
+                if self.incoming.gave_up(message.storage):
+                    self._answer(message.storage, OfferAnswer(self._names.storage, False))
                 self._took(message)
             case PagesEnd(ticket, sender, num_cached):
                 count = self.incoming.end(ticket)

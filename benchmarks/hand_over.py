@@ -33,8 +33,9 @@ from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.hand_over import SLICE_BYTES
-from pawl.actors.tiers.shared_pages import SharedMemory, SharedPages, SharedReader
+from pawl.actors.tiers.shared_pages import NixlMemory, Reader, SharedMemory, SharedPages
 from pawl.actors.tiers.store import TierStore
+from pawl.build.nixl_pages import NixlPages, installed, reader_of
 from pawl.memory.tiers.host import HostPool
 
 PREFILL = Names(scheduler="p.scheduler", worker="p.worker", storage="p.storage")
@@ -61,7 +62,7 @@ class Dropped(msgspec.Struct, frozen=True, tag=True):
 class Ask(msgspec.Struct, frozen=True, tag=True):
     """Read these pages where they are, and drop them."""
 
-    memory: SharedMemory
+    memory: SharedMemory | NixlMemory
     num_pages: int
     page_bytes: int
 
@@ -72,14 +73,16 @@ class Sink(Actor):
     accepts = Load | Ask
     _room: NDArray[np.uint8] | None = None
     """For as many pages, each of which has its place; memory is mapped in the round that does not count."""
+    _reader: Reader | None = None
 
     def receive(self, message: Any) -> None:
         if isinstance(message, Ask):
-            reader = SharedReader(message.memory)
+            if self._reader is None:
+                self._reader = reader_of(message.memory, message.page_bytes)
             if self._room is None:
                 self._room = np.zeros((message.num_pages, message.page_bytes), np.uint8)
             for row, place in enumerate(self._room):
-                reader.read(row, place)
+                self._reader.read(row, place)
         if isinstance(message, Ask) or message.last:
             self.context.send("meter", Dropped())
 
@@ -130,7 +133,8 @@ def decode_side(address: str, num_pages: int, page_bytes: int) -> None:
     """The other process."""
     system, sockets = ProcessSystem(Process("decode", make_codec)), Sockets()
     system.spawn(Decoder(names(num_pages)), DECODE.scheduler)
-    system.spawn(Storage(TierStore(HostPool(num_pages, page_bytes), None, eager=True), DECODE), DECODE.storage)
+    store = TierStore(HostPool(num_pages, page_bytes), None, eager=True)
+    system.spawn(Storage(store, DECODE, readers=reader_of), DECODE.storage)
     system.spawn(Sink(), "sink")
     system.connect("prefill", sockets.join(address))
     system.start()
@@ -142,19 +146,23 @@ def decode_side(address: str, num_pages: int, page_bytes: int) -> None:
 class Bench:
     """The prefill replica's process."""
 
-    def __init__(self, num_pages: int, page_bytes: int, *, shared: bool) -> None:
-        self.keys, self.size = names(num_pages), (num_pages, page_bytes)
-        self.pages = SharedPages(num_pages, page_bytes, secrets.token_bytes(16))
+    def __init__(self, num_pages: int, page_bytes: int, way: str) -> None:
+        self.keys, self.size, self.way = names(num_pages), (num_pages, page_bytes), way
+        self.pages: SharedPages | NixlPages
+        if way == "nixl":
+            self.pages = NixlPages(num_pages, page_bytes)
+        else:
+            self.pages = SharedPages(num_pages, page_bytes, secrets.token_bytes(16))
         self.pages.blocks[:] = np.random.default_rng(0).integers(0, 256, self.size, dtype=np.uint8)
         store = TierStore(HostPool(num_pages, page_bytes, np.zeros(self.size, np.uint8)), None, eager=True)
-        if shared:
+        if way != "messages":
             store = TierStore(HostPool(num_pages, page_bytes, self.pages.blocks), None, eager=True)
         store.keep(self.keys, self.pages.blocks.copy())
         met = threading.Event()
         self.system = ProcessSystem(Process("prefill", make_codec, on_met=lambda _: met.set()))
         self.meter, self.tickets = Meter(), 0
         self.system.spawn(self.meter, "meter")
-        self.system.spawn(Storage(store, PREFILL, self.pages if shared else None), PREFILL.storage)
+        self.system.spawn(Storage(store, PREFILL, self.pages if way != "messages" else None), PREFILL.storage)
         self.folder = tempfile.TemporaryDirectory()
         self.sockets = Sockets()
         address = f"ipc://{self.folder.name}/link"
@@ -179,15 +187,17 @@ class Bench:
         assert told.count == len(self.keys), f"{told.count} of {len(self.keys)} pages have come"
         return seconds
 
-    def read(self) -> float:
-        """Seconds in which the other side only reads them."""
+    def alone(self) -> float:
+        """Seconds in which the way alone takes as many bytes there: read, or in messages that are dropped."""
+        return self._load() if self.way == "messages" else self._read()
+
+    def _read(self) -> float:
         began = time.perf_counter()
         self.system.send("sink", Ask(self.pages.memory, *self.size))
         self.meter.wait()
         return time.perf_counter() - began
 
-    def load(self) -> float:
-        """Seconds until as many bytes have come to somebody who drops them."""
+    def _load(self) -> float:
         some, blocks = max(1, SLICE_BYTES // self.size[1]), self.pages.blocks
         began = time.perf_counter()
         for start in range(0, len(blocks), some):
@@ -216,10 +226,9 @@ def main() -> None:
         return
     page_bytes = arguments.page_kib << 10
     num_pages = (arguments.mib << 20) // page_bytes
-    for name, shared in (("shared memory", True), ("messages", False)):
-        bench = Bench(num_pages, page_bytes, shared=shared)
-        alone = bench.read if shared else bench.load
-        pairs = [(bench.hand_over(), alone()) for _ in range(arguments.rounds + 1)][1:]
+    for name in ("shared memory", "messages", *(["nixl"] if installed() else [])):
+        bench = Bench(num_pages, page_bytes, name)
+        pairs = [(bench.hand_over(), bench.alone()) for _ in range(arguments.rounds + 1)][1:]
         bench.close()
         gigabytes = num_pages * page_bytes / 1e9
         rates = [Spread.of([gigabytes / seconds for seconds in column]) for column in zip(*pairs, strict=True)]

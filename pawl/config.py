@@ -213,14 +213,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         UpTo64,
         _meta("workers", "hosts that share the replicas out evenly; on each other one, `pawl node --join`"),
     ] = 1
-    head_serves: Annotated[
-        bool, _meta("workers", "replicas live on the host of the head as well, which is one of the nodes")
-    ] = True
+    head_serves: Annotated[bool, _meta("workers", "the head's host is one of the nodes, and has replicas too")] = True
     ray: Annotated[Text | None, _meta("workers", "Ray cluster that has the hosts: auto, or its HOST:PORT")] = None
     listen: Annotated[Text | None, _meta("workers", "where nodes join, tcp://HOST:PORT")] = None
-    keys: Annotated[
-        Text | None, _meta("workers", "folder of the keys for links between hosts, which `pawl keys` makes")
-    ] = None
+    keys: Annotated[Text | None, _meta("workers", "folder of keys for links between hosts, from `pawl keys`")] = None
     node_timeout_s: Annotated[
         AboveZero, _meta("workers", "how long the head waits for nodes at the start, and a node for its head")
     ] = 300.0
@@ -228,6 +224,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prefill_lease_s: Annotated[
         AboveZero, _meta("workers", "how long a request waits for its prefill elsewhere before it is computed here")
     ] = 30.0
+    page_transport: Annotated[
+        Literal["auto", "messages", "nixl"], _meta("workers", "how pages get to decode replicas in other processes")
+    ] = "auto"
     threads: Annotated[
         AtLeastOne | None,
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),

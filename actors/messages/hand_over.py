@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.actors.tiers.shared_pages import SharedMemory
+from pawl.actors.tiers.shared_pages import NixlMemory, SharedMemory
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
@@ -114,11 +114,11 @@ class OfferPages(msgspec.Struct, frozen=True, tag=True):
     """prefill storage -> decode storage (CONTROL): my pages may be readable where you are."""
 
     storage: str
-    memory: SharedMemory
+    memory: SharedMemory | NixlMemory
 
 
 class OfferAnswer(msgspec.Struct, frozen=True, tag=True):
-    """decode storage -> prefill storage (CONTROL): whether they are."""
+    """decode storage -> prefill storage (CONTROL): whether they are, or are no more."""
 
     storage: str
     readable: bool

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from pawl.actors.messages.hand_over import HandedPages, OfferPages, PagesEnd, SendPages
 from pawl.actors.tiers.files import UInt8s
-from pawl.actors.tiers.shared_pages import SharedMemory, SharedReader
+from pawl.actors.tiers.shared_pages import Memory, Reader, Readers, shared_reader
 from pawl.actors.tiers.store import TierStore
 from pawl.gpu.devices import available_threads
 from pawl.memory.arrays import Int32s
@@ -79,7 +80,7 @@ class _Job:
 class Outgoing:
     """All that a prefill replica sends."""
 
-    def __init__(self, name: str, store: TierStore, post: Post, memory: SharedMemory | None = None) -> None:
+    def __init__(self, name: str, store: TierStore, post: Post, memory: Memory | None = None) -> None:
         """`name` is that of this storage; `memory` says where others can read the pages of its host memory."""
         page_bytes = store.host.page_bytes
         self._name = name
@@ -214,11 +215,12 @@ class Outgoing:
 class Incoming:
     """All that a decode replica is sent."""
 
-    def __init__(self, store: TierStore) -> None:
+    def __init__(self, store: TierStore, readers: Readers = shared_reader) -> None:
         self._store = store
+        self._reader_of = readers
         self._expected: dict[int, set[PageKey]] = {}
         self._kept: dict[int, int] = {}
-        self._readers: dict[str, SharedReader] = {}
+        self._readers: dict[str, Reader] = {}
         """Of storages whose pages can be read where they are."""
         self._helpers = ThreadPoolExecutor(max(1, NUM_HELPERS), "pages")
         """None of them is started before it is needed."""
@@ -227,15 +229,23 @@ class Incoming:
 
     def offered(self, message: OfferPages) -> bool:
         """A sender's pages may be readable here: whether they are."""
-        try:
-            self._readers[message.storage] = SharedReader(message.memory)
-        except (OSError, ValueError):
-            self._readers.pop(message.storage, None)
+        self.forget(message.storage)
+        with suppress(OSError, ValueError):
+            self._readers[message.storage] = self._reader_of(message.memory, self._store.host.page_bytes)
         return message.storage in self._readers
 
     def forget(self, storage: str) -> None:
         """A sender is gone."""
-        self._readers.pop(storage, None)
+        if storage in self._readers:
+            self._readers.pop(storage).close()
+
+    def gave_up(self, storage: str) -> bool:
+        """Whether the sender's pages could be read, and cannot any more: it is to send them. Said once."""
+        reader = self._readers.get(storage)
+        if reader is None or not reader.over:
+            return False
+        self.forget(storage)
+        return True
 
     def expect(self, ticket: int, keys: Sequence[PageKey]) -> None:
         """Pages of these names may come."""

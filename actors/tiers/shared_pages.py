@@ -10,6 +10,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -22,12 +24,24 @@ SECRET_BYTES = 16
 _NAME = "pawl-pages"
 
 
-class SharedMemory(msgspec.Struct, frozen=True):
+class SharedMemory(msgspec.Struct, frozen=True, tag=True):
     """Where the pages of one process are."""
 
     process: int
     handle: int
     secret: bytes
+
+
+class NixlMemory(msgspec.Struct, frozen=True, tag=True):
+    """Where the pages of one process are, for a library that reads them from anywhere (`pawl.build.nixl_pages`)."""
+
+    agent: bytes
+    """By which it finds their owner."""
+    address: int
+    """Of the first page, there."""
+
+
+Memory: TypeAlias = SharedMemory | NixlMemory
 
 
 class SharedPages:
@@ -53,6 +67,9 @@ class SharedPages:
 class SharedReader:
     """The pages of another process. Raises OSError where they cannot be had, or are not what was offered."""
 
+    over = False
+    """Nothing is read from it any more."""
+
     def __init__(self, memory: SharedMemory) -> None:
         if memory.process == os.getpid():
             raise OSError("this process itself: there is nothing to be shared")
@@ -69,9 +86,40 @@ class SharedReader:
         count = len(into)
         return row >= 0 and os.preadv(self._handle, [into.data], HEADER_BYTES + row * count) == count
 
+    def close(self) -> None:
+        """Nothing is read any more."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
     def _read(self, offset: int, count: int) -> UInt8s:
         return np.frombuffer(os.pread(self._handle, count, offset), np.uint8)
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
-            os.close(self._handle)
+            self.close()
+
+
+class Reader(Protocol):
+    """Pages of one sender that can be read from here."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing is read any more."""
+
+    def read(self, row: int, into: UInt8s) -> bool:
+        """Copy a page, uint8 [page_bytes]; False where it cannot be had, and then `into` may be changed."""
+
+    def close(self) -> None:
+        """Its sender is gone."""
+
+
+Readers: TypeAlias = Callable[[Memory, int], Reader]
+"""Who reads that memory, of pages of so many bytes. Raises OSError or ValueError where nobody can."""
+
+
+def shared_reader(memory: Memory, page_bytes: int) -> Reader:
+    """Of memory that is shared on this machine. Raises as `Readers` do."""
+    if isinstance(memory, SharedMemory):
+        return SharedReader(memory)
+    raise OSError("nobody here reads memory of that kind")

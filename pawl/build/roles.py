@@ -3,7 +3,11 @@ ranks."""
 
 from __future__ import annotations
 
+import os
+
+from pawl import DISTRIBUTION
 from pawl.actors.names import DECODE, PREFILL, UNIFIED
+from pawl.build.nixl_pages import installed
 from pawl.config import ConfigError, ServerConfig
 
 HAND_OVER_GB = 0.25
@@ -14,6 +18,7 @@ TP_OF = {PREFILL: "prefill_tp", DECODE: "decode_tp"}
 
 def roles_of(config: ServerConfig) -> tuple[str, ...]:
     """Of all replicas at the start, those that take requests first. Raises ConfigError."""
+    _check_transport(config)
     if config.disaggregate is None:
         for name in TP_OF.values():
             if getattr(config, name) is not None:
@@ -23,6 +28,21 @@ def roles_of(config: ServerConfig) -> tuple[str, ...]:
         raise ConfigError(f"disaggregate: {config.disaggregate} says how many replicas there are; dp as well", "dp")
     prefill, _, decode = config.disaggregate[:-1].partition("p")
     return (DECODE,) * int(decode) + (PREFILL,) * int(prefill)
+
+
+def _check_transport(config: ServerConfig) -> None:
+    """Raises ConfigError where pages cannot travel as is wanted."""
+    transport, field = config.page_transport, "page_transport"
+    if transport == "auto":
+        return
+    if config.disaggregate is None or not config.in_processes:
+        needs = "--disaggregate, with --runtime processes"
+        raise ConfigError(f"{field}: pages are handed over between processes only: {transport} needs {needs}", field)
+    if transport == "nixl" and not installed():
+        raise ConfigError(f"{field}: nixl is not installed: pip install '{DISTRIBUTION}[nixl]'", field)
+    if transport == "nixl" and config.nodes > 1 and "UCX_NET_DEVICES" not in os.environ:
+        why = "it listens where UCX_NET_DEVICES says and asks nobody for keys; say which devices reach the other hosts"
+        raise ConfigError(f"{field}: nixl with nodes: {why}", field)
 
 
 def arithmetic_of(config: ServerConfig, role: str) -> dict[str, object]:

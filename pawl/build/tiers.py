@@ -12,6 +12,7 @@ from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.shared_pages import SECRET_BYTES, SharedPages
 from pawl.actors.tiers.store import TierStore
+from pawl.build.nixl_pages import NixlPages, reader_of
 from pawl.config import ConfigError, ServerConfig
 from pawl.loops.saving import WritePolicy
 from pawl.loops.tiers import RemoteConfig, TierConfig
@@ -82,15 +83,20 @@ def make_storage(config: ServerConfig, layout: str, page_bytes: int, names: Name
     eager = WritePolicy(config.write_policy) is not WritePolicy.WRITE_BACK
     shared = _shared_pages(config, num_host_pages, page_bytes, names.role)
     host = HostPool(num_host_pages, page_bytes, None if shared is None else shared.blocks)
-    return Storage(TierStore(host, files, eager=eager), names, shared)
+    return Storage(TierStore(host, files, eager=eager), names, shared, reader_of)
 
 
-def _shared_pages(config: ServerConfig, capacity: int, page_bytes: int, role: str) -> SharedPages | None:
-    """Host memory that decode replicas in other processes of this machine can read; None: nobody is to, or can."""
-    if role != PREFILL or not config.in_processes or not capacity:
+def _shared_pages(config: ServerConfig, capacity: int, page_bytes: int, role: str) -> SharedPages | NixlPages | None:
+    """Host memory that decode replicas in other processes can read; None: nobody is to, or can. Raises ConfigError."""
+    transport = config.page_transport
+    if role != PREFILL or not config.in_processes or not capacity or transport == "messages":
         return None
     try:
+        if transport == "nixl":
+            return NixlPages(capacity, page_bytes)
         return SharedPages(capacity, page_bytes, secrets.token_bytes(SECRET_BYTES))
     except OSError as error:
+        if transport == "nixl":
+            raise ConfigError(f"page_transport: {error}", "page_transport") from error
         log.info("pages are handed over as bytes of messages", reason=str(error))
         return None

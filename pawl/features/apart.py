@@ -26,7 +26,7 @@ FEATURES: tuple[Feature, ...] = (
         ("prefillers", "prefill_lease_s"),
         _prefillers,
         ("schedule_equivalence", "stream_equals_result", "auxiliary_conservation", "bounded_progress"),
-        settings=("disaggregate", "prefill_lease_s"),
+        settings=("disaggregate", "prefill_lease_s", "page_transport"),
         help="replicas that prefill for others that decode, and how many of each: 1p1d, 2p1d",
         present=lambda values: bool(values["prefillers"]),
     ),

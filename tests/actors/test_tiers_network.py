@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,26 @@ from pawl.actors.messages.hand_over import HandedPages, OfferPages, PagesEnd, Se
 from pawl.actors.messages.transfer import ToStorage
 from pawl.actors.tiers import hand_over, shared_pages
 from pawl.actors.tiers.hand_over import Incoming, Outgoing
-from pawl.actors.tiers.shared_pages import SharedMemory, SharedPages, SharedReader
+from pawl.actors.tiers.shared_pages import NixlMemory, SharedMemory, SharedPages, SharedReader
 from pawl.actors.tiers.store import TierStore
+from pawl.build import nixl_pages
+from pawl.build.nixl_pages import NixlPages, NixlReader, reader_of
 from pawl.memory.tiers.host import HostPool
 
 PAGE_BYTES = 64
 KEYS = tuple(bytes([number]) * 16 for number in range(1, 13))
 SECRET = bytes(range(1, 17))
-WAYS = ["as it is", "as bytes", "shared"]
+NEEDS_NIXL = pytest.mark.skipif(
+    not nixl_pages.installed(), reason="NIXL is not installed: pip install 'pawl-engine[nixl]'"
+)
+WAYS = ["as it is", "as bytes", "shared", pytest.param("nixl", marks=NEEDS_NIXL)]
+READ_IN_PLACE = ["shared", pytest.param("nixl", marks=NEEDS_NIXL)]
+
+
+@cache
+def nixl_owner() -> NixlPages:
+    """Made once, as that takes a while; every test writes into all of it."""
+    return NixlPages(len(KEYS), PAGE_BYTES)
 
 
 def page(key: bytes) -> Any:
@@ -42,14 +55,14 @@ class Ends:
         for name, pages in sizes.items():
             monkeypatch.setattr(hand_over, name, pages * PAGE_BYTES)
         self.codec = make_codec(ToStorage)
-        self.pages = SharedPages(len(KEYS), PAGE_BYTES, SECRET)
+        self.pages = nixl_owner() if way == "nixl" else SharedPages(len(KEYS), PAGE_BYTES, SECRET)
         source = TierStore(HostPool(len(KEYS), PAGE_BYTES, self.pages.blocks), None, eager=True)
         source.keep(KEYS, np.stack([page(key) for key in KEYS]))
         self.target = TierStore(HostPool(len(KEYS), PAGE_BYTES), None, eager=True)
         self.on_the_way: list[Any] = []
-        memory = self.pages.memory if way == "shared" else None
+        memory = self.pages.memory if way in ("shared", "nixl") else None
         self.outgoing = Outgoing("p", source, self._post, memory)
-        self.incoming = Incoming(self.target)
+        self.incoming = Incoming(self.target, reader_of)
         # The reader of another process, in this one.
         monkeypatch.setattr(shared_pages.os, "getpid", lambda: 1)
 
@@ -70,8 +83,10 @@ class Ends:
         match message:
             case OfferPages():
                 self.outgoing.answered("d", self.incoming.offered(message))
-            case HandedPages(ticket, _, number):
+            case HandedPages(ticket, sender, number):
                 self.incoming.keep(message)
+                if self.incoming.gave_up(sender):
+                    self.outgoing.answered("d", False)
                 if self.incoming.wanted(ticket):
                     self.outgoing.taken("d", number)
                 else:
@@ -105,7 +120,7 @@ def test_all_pages_arrive(ends: Ends) -> None:
     assert len(ends.target.host) == len(KEYS)
     assert ends.outgoing.idle
     assert ends.incoming.idle
-    assert ends.outgoing.shared_pages == (len(KEYS) - 2 if ends.way == "shared" else 0)
+    assert ends.outgoing.shared_pages == (len(KEYS) - 2 if ends.way in ("shared", "nixl") else 0)
 
 
 def damaged(message: Any, place: int) -> Any:
@@ -160,8 +175,9 @@ def test_whatever_the_network_does_no_wrong_page_is_kept_and_all_is_well_once_it
         assert ends.incoming.idle
 
 
-def test_a_page_that_is_overwritten_before_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = Ends("shared", monkeypatch)
+@pytest.mark.parametrize("way", READ_IN_PLACE)
+def test_a_page_that_is_overwritten_before_it_is_read_is_refused(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends(way, monkeypatch)
     ends.begin(1, KEYS[:1])
     ends.all_arrive()
     ends.begin(2, KEYS[1:3])
@@ -214,3 +230,66 @@ def test_another_process_reads_the_pages_where_they_are() -> None:
         [sys.executable, "-c", READER, *arguments[:2], bytes(16).hex()], capture_output=True, text=True, check=False
     )
     assert "not the pages that were offered" in wrong.stderr
+
+
+NIXL_OWNER = """
+import sys
+from pawl.build.nixl_pages import NixlPages
+pages = NixlPages(3, 64)
+pages.blocks[:] = [[0], [1], [2]]
+print(pages.memory.agent.hex(), pages.memory.address, flush=True)
+sys.stdin.read()
+"""
+
+
+@NEEDS_NIXL
+def test_with_nixl_another_process_is_read_until_it_dies_and_nothing_outside_its_pages() -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", NIXL_OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    agent, address = owner.stdout.readline().split()
+    reader = NixlReader(NixlMemory(bytes.fromhex(agent), int(address)), PAGE_BYTES)
+    place = np.zeros(PAGE_BYTES, np.uint8)
+    assert [(reader.read(row, place), int(place.sum())) for row in (2, 0, 9, -1)] == [
+        (True, 128),
+        (True, 0),
+        (False, 0),
+        (False, 0),
+    ]
+    owner.kill()
+    owner.wait()
+    assert not reader.read(2, place)
+    assert place.sum() == 0
+    reader.close()
+
+
+@NEEDS_NIXL
+def test_where_a_page_does_not_come_in_time_nothing_is_read_again_and_the_rest_travels_in_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = Ends("nixl", monkeypatch)
+    ends.begin(1, KEYS[:1])
+    ends.all_arrive()
+    ends.begin(2, KEYS[1:])
+    (reader,) = ends.incoming._readers.values()
+    assert isinstance(reader, NixlReader)
+    with monkeypatch.context() as stalled:
+        stalled.setattr(nixl_pages, "READ_S", 0.0)
+        stalled.setattr(reader._agent, "transfer", lambda transfer: "PROC")
+        ends.arrive()
+    assert any(lost is reader._place for lost in nixl_pages._LOST), "it may still be written to"
+    assert not reader.read(0, np.zeros(PAGE_BYTES, np.uint8))
+    ends.all_arrive()
+    missing = tuple(key for key in KEYS if key not in ends.target)
+    assert missing
+    ends.begin(3, missing)
+    ends.all_arrive()
+    ends.check()
+    assert len(ends.target.host) == len(KEYS)
+
+
+@NEEDS_NIXL
+def test_what_names_no_owner_is_no_memory_to_read() -> None:
+    with pytest.raises(OSError, match="NIXL"):
+        NixlReader(NixlMemory(b"nobody", 1), PAGE_BYTES)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pawl.actors.names import DECODE, PREFILL, UNIFIED
+from pawl.actors.names import DECODE, PREFILL, UNIFIED, names_of
 from pawl.build.roles import roles_of
+from pawl.build.tiers import make_storage
 from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
 from pawl.engine import Engine
@@ -74,6 +75,34 @@ def test_one_letter_between_the_two_numbers_is_all_that_there_is_to_say() -> Non
 def test_what_does_not_go_together_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         Engine(config(tmp_path, disaggregate="1p1d", dp=2))
+
+
+PROCESSES = {"disaggregate": "1p1d", "runtime": "processes"}
+NIXL_NEEDS: dict[str, dict[str, Any]] = {
+    "page_transport: .* between processes only": {"disaggregate": "1p1d"},
+    "page_transport: .* needs --disaggregate": {"runtime": "processes"},
+    "pip install 'pawl-engine.nixl.'": PROCESSES,
+    "UCX_NET_DEVICES": PROCESSES | {"nodes": 2, "listen": "tcp://10.0.0.1:7000", "keys": "keys"},
+}
+
+
+@pytest.mark.parametrize("words", NIXL_NEEDS)
+def test_nixl_without_what_it_needs_is_refused_in_a_line(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pawl.build.roles.installed", lambda: words == "UCX_NET_DEVICES")
+    monkeypatch.delenv("UCX_NET_DEVICES", raising=False)
+    with pytest.raises(ConfigError, match=words):
+        roles_of(config(tmp_path, page_transport="nixl", **NIXL_NEEDS[words]))
+
+
+@pytest.mark.parametrize(("transport", "readable"), [("auto", True), ("messages", False)])
+def test_pages_are_read_where_they_are_unless_they_are_to_travel_in_messages(
+    transport: str, readable: bool, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = PROCESSES | {"host_cache_gb": 0.001, "page_transport": transport}
+    storage = make_storage(config(tmp_path, **fields), "ghost", 4096, names_of(1, PREFILL))
+    assert (storage.outgoing._memory is not None) == readable
 
 
 @pytest.mark.parametrize("text", ["", "1p", "p1d", "0p1d", "1p0d", "1d1p", "1P1D", "1p1d "])

@@ -18,6 +18,7 @@ from pawl.actors.names import DECODE, PREFILL
 from pawl.actors.prefillers import Prefillers
 from pawl.actors.router import Router
 from pawl.actors.runtime.processes.keys import make_keys
+from pawl.build.nixl_pages import installed
 from pawl.build.replica_process import ReplicaProcess
 from pawl.cli import main
 from pawl.config import ServerConfig, build_config
@@ -25,6 +26,7 @@ from pawl.engine import Engine
 from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.trace.reader import TraceReader
 from tests.actors.linked_systems import wait_for
+from tests.pawl.asking import state_of
 
 ROLES = (PREFILL, DECODE)
 PROMPTS = [f"request {number}: " + "a long prompt whose pages are worth the way " * 6 for number in range(6)]
@@ -104,6 +106,14 @@ def test_whichever_side_is_killed_requests_go_on_a_new_one_is_linked_and_the_tra
     assert all(record.count >= 16 for record in received(last)[-len(PROMPTS) :])
     assert main(["audit", str(last), str(tmp_path / "replica-1" / "run-000002")]) == 0
     assert "hand-overs: " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not installed(), reason="NIXL is not installed: pip install 'pawl-engine[nixl]'")
+def test_pages_that_are_read_through_nixl_are_those_of_one_replica(alone: list[str], tmp_path: Path) -> None:
+    with apart(tmp_path, page_transport="nixl") as engine:
+        for prompt, words in zip(PROMPTS, alone, strict=True):
+            assert [completion.text for completion in engine.generate([prompt], SAMPLING)] == [words]
+        wait_for(lambda: any(each["tiers"].get("shared_pages", 0) for each in state_of(engine)["replicas"]))
 
 
 @pytest.mark.slow
