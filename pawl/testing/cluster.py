@@ -87,6 +87,7 @@ class Cluster(Case):
             self.starter = SimulatedStarter(self)
             self.router = WatchedRouter(shape, names, self.starter, self._report, linked=workload.processes)
             self.router.loop_of = lambda number: self.replicas[number].scheduler.loop
+            self.router.is_lost = self._is_lost
         self._make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(
             [replica.parts for replica in self.replicas],
@@ -138,6 +139,10 @@ class Cluster(Case):
         self._specs = in_order((*self._specs, *specs), *(each.names for each in self.replicas))
         spawn_all(self.system, specs)
         return replica
+
+    def _is_lost(self, number: int) -> bool:
+        replica = self.replicas[number]
+        return self.closing or replica.lost or not replica.names.own.isdisjoint(self.failed)
 
     def _mortal(self) -> list[str]:
         """Processes that may be lost now: of replicas that serve, or begin to, while the engine does not stop."""

@@ -224,6 +224,8 @@ class WatchedRouter(Router):
 
     loop_of: Callable[[int], Loop]
     """Of a replica's scheduler."""
+    is_lost: Callable[[int], bool]
+    """Whether a replica is, or stops, though the router may not have heard of it."""
 
     def __init__(
         self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report, *, linked: bool
@@ -263,7 +265,7 @@ class WatchedRouter(Router):
         """Once all that has arrived is handled, loads are what the books come to, and whoever takes part has done what
         all were told."""
         questions = self.fleet.questions
-        for number in self.replicas if not questions.num_lasting else ():
+        for number in () if questions.num_lasting else (each for each in self.replicas if not self.is_lost(each)):
             if (self.loop_of(number).serving is Serving.PAUSED) != questions.present.paused:
                 paused = "is" if questions.present.paused else "is not"
                 self._report("quiescent_flush", f"generation {paused} paused, and replica {number} does not know", None)
