@@ -41,6 +41,7 @@ def answers(trace_dir: Path, **settings: Any) -> tuple[list[list[int]], dict[str
     return tokens, engine.parts.summary
 
 
+@pytest.mark.slow
 def test_two_pools_answer_as_one_does_and_hold_fewer_window_tokens(tmp_path: Path) -> None:
     one, _ = answers(tmp_path / "one", hybrid_pools="off", kv_tokens=4096)
     two, summary = answers(tmp_path / "two", kv_tokens=4096, prefill_chunk=128)
