@@ -66,6 +66,7 @@ class Present:
                 self._delay = order
             case UpdateWeights():
                 self._weights, self._sent = order, False
+                self._released.discard(MemoryTag.WEIGHTS)  # new ones are resident
                 self._version = order.weight_version or self._version
             case RenameWeights(version):
                 self._version = version

@@ -11,14 +11,17 @@ from pawl.actors.messages.generate import Ended, StepTokens, Timing, Usage
 from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaLeft, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
-from pawl.actors.present import JOINED
+from pawl.actors.present import JOINED, REST_S
 from pawl.actors.router import Router
 from pawl.actors.scaling import Rule
 from pawl.actors.simulation.manual import ManualContext
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.limits import SetState
+from pawl.loops.orders.memory import ReleaseMemory
 from pawl.loops.orders.serving import Pause
 from pawl.loops.orders.weight_groups import JoinWeightGroup
+from pawl.loops.orders.weights import UpdateWeights
 from tests.actors.test_router import PROMPT, asked, draws, given, is_lost, opens, ordered, told_next
 
 HIGH = 1 << 20
@@ -85,6 +88,15 @@ def test_one_that_is_added_is_told_what_lasts_before_it_takes_requests() -> None
     assert (told, starts.num_added) == ([SetState(max_running=4), Pause()], 1)
     router.receive(asked(2))
     assert [each.request for each in given(context, 1)] == [2]
+
+
+def test_one_that_is_added_keeps_weights_that_were_released_before_others_took_their_place() -> None:
+    router, _, _ = routed(1)
+    ordered(router, ReleaseMemory(tags=(MemoryTag.WEIGHTS, MemoryTag.KV_CACHE)), 0)
+    ordered(router, UpdateWeights(model_path="/new"), 0)
+    (update, release) = router.fleet.questions.present.orders(None)
+    assert isinstance(update, UpdateWeights)
+    assert release == ReleaseMemory(tags=(MemoryTag.KV_CACHE,), timeout_s=REST_S)
 
 
 def test_one_that_leaves_gets_nothing_more_and_is_ended_when_its_last_client_has_had_all() -> None:
