@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
+
 from benchmarks.peers_protocol import Generate, answer_questions
 
 MAX_RUNNING = 64
@@ -34,7 +36,7 @@ def load() -> tuple[str, Generate]:
 
     def generate(prompts: list[list[int]], num_output: int) -> list[list[int]]:
         sampling = openvino_genai.GenerationConfig(max_new_tokens=num_output, ignore_eos=True, do_sample=False)
-        inputs = [openvino.Tensor([prompt], openvino.Shape([1, len(prompt)]), openvino.Type.i64) for prompt in prompts]
+        inputs = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
         results = pipeline.generate(inputs, [sampling] * len(prompts))
         return [list(result.m_generation_ids[0]) for result in results]
 
