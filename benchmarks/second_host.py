@@ -1,4 +1,4 @@
-"""A second host on this machine: a network namespace, joined to that of this process by a cable that can be cut."""
+"""More hosts on this machine: network namespaces, each joined to that of this process by a cable that can be cut."""
 
 from __future__ import annotations
 
@@ -44,24 +44,38 @@ def _run(*words: str) -> None:
 @contextmanager
 def second_host() -> Iterator[SecondHost]:
     """Raises NoSecondHost."""
+    with more_hosts(1) as (host,):
+        yield host
+
+
+@contextmanager
+def more_hosts(count: int) -> Iterator[list[SecondHost]]:
+    """So many, which also reach each other. Raises NoSecondHost."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         raise NoSecondHost("a second host is a network namespace, which takes `ip` and root")
     pid = os.getpid()
-    net = f"10.{200 + pid // 256 % 50}.{pid % 256}"
-    host = SecondHost(f"pawl-{pid}", f"{net}.1", f"{net}.2")
+    net, switch = f"10.{200 + pid // 256 % 50}.{pid % 256}", f"p{pid}"
+    hosts = [SecondHost(f"pawl-{pid}-{number}", f"{net}.1", f"{net}.{number}") for number in range(2, 2 + count)]
     try:
-        _run("ip", "netns", "add", host.name)
+        for host in hosts:
+            _run("ip", "netns", "add", host.name)
     except subprocess.CalledProcessError as error:
         raise NoSecondHost(f"no network namespace can be made: {error.stderr.decode().strip()}") from error
     try:
-        _run("ip", "link", "add", f"p{pid}", "type", "veth", "peer", "name", "node", "netns", host.name)
-        _run("ip", "addr", "add", f"{host.head}/30", "dev", f"p{pid}")
-        _run("ip", "link", "set", f"p{pid}", "up")
-        _run("ip", "-n", host.name, "addr", "add", f"{host.address}/30", "dev", "node")
-        _run("ip", "-n", host.name, "link", "set", "lo", "up")
-        host.cable("up")
-        yield host
+        _run("ip", "link", "add", switch, "type", "bridge")
+        _run("ip", "addr", "add", f"{net}.1/24", "dev", switch)
+        _run("ip", "link", "set", switch, "up")
+        for number, host in enumerate(hosts):
+            port = f"{switch}-{number}"
+            _run("ip", "link", "add", port, "type", "veth", "peer", "name", "node", "netns", host.name)
+            _run("ip", "link", "set", port, "master", switch, "up")
+            _run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "node")
+            _run("ip", "-n", host.name, "link", "set", "lo", "up")
+            host.cable("up")
+        yield hosts
     except subprocess.CalledProcessError as error:
         raise NoSecondHost(f"no cable can be laid: {error.stderr.decode().strip()}") from error
     finally:
-        _run("ip", "netns", "delete", host.name)
+        for host in hosts:
+            _run("ip", "netns", "delete", host.name)
+        subprocess.run(("ip", "link", "delete", switch), check=False, capture_output=True)

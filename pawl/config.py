@@ -221,6 +221,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         AboveZero, _meta("workers", "how long the head waits for nodes at the start, and a node for its head")
     ] = 300.0
     disaggregate: Annotated[Apart | None, _feature("workers", "disaggregate")] = None
+    role: Annotated[Literal["prefill", "decode"] | None, _meta("workers", "of the head's host; else decode")] = None
     prefill_lease_s: Annotated[
         AboveZero, _meta("workers", "how long a request waits for its prefill elsewhere before it is computed here")
     ] = 30.0
@@ -328,7 +329,7 @@ def build_config(settings: Mapping[str, Any], file: Path | None = None) -> Serve
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"there is no setting {name!r}{hint}", name)
     for setting in all_settings():
-        if setting.choices and merged.get(setting.name, setting.default) not in setting.choices:
+        if setting.choices and merged.get(setting.name, setting.default) not in (*setting.choices, setting.default):
             raise _not_among(setting, merged[setting.name])
     try:
         return msgspec.convert(merged, ServerConfig)

@@ -25,7 +25,7 @@ def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[R
         from pawl.build.hosts.select import hosts_of  # whoever runs in one process imports no ZeroMQ
         from pawl.build.replica_process import started
 
-        hosts = hosts_of(config, num_places(config))
+        hosts = hosts_of(config)
         try:
             return started(shares, roles, hosts, report)
         except BaseException:

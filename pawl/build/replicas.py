@@ -57,7 +57,7 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     memory, disk and threads of a host among those that live there, and folders are its own. Raises ConfigError where a
     share is nothing, or where replicas cannot live as they were told."""
     roles, count = roles_of(config), num_places(config)
-    layout = layout_of(config, count)
+    layout = layout_of(config)
     if count == 1:
         return config
     here = layout.num_here
@@ -109,7 +109,7 @@ def places_of(config: ServerConfig) -> list[int]:
     """All there are, in the order in which they are taken: those of the replicas at the start come first. Raises
     ConfigError."""
     count = num_places(config)
-    layout = layout_of(config, count)
+    layout = layout_of(config)
     return list(range(count)) if count == len(roles_of(config)) else layout.places
 
 

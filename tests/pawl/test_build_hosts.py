@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.second_host import SecondHost
 from pawl import __version__
-from pawl.actors.names import UNIFIED, names_of
+from pawl.actors.names import DECODE, PREFILL, UNIFIED, names_of
 from pawl.actors.runtime.processes.keys import Keys, make_keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.build.hosts.addresses import host_and_port
@@ -23,7 +23,7 @@ from pawl.build.hosts.agent import LEFT, Head, Stay
 from pawl.build.hosts.door import ask
 from pawl.build.hosts.head import NodeHosts, NodesMissing
 from pawl.build.hosts.host import HostLost, ReplicaFailed
-from pawl.build.hosts.layout import Layout, layout_of
+from pawl.build.hosts.layout import MIXED, Layout, layout_of
 from pawl.build.hosts.messages import Full, Join, Unwanted, Welcome
 from pawl.build.ready import Refused, Setup
 from pawl.build.replica_process import ReplicaProcess, started
@@ -62,8 +62,9 @@ class Visitor:
         self.head = Head(head.address, read_keys(keys), str(keys))
         self.sockets = Sockets()
 
-    def asks(self, instance: str, version: str = __version__, keys: Keys | None = None) -> Any:
-        return ask(self.sockets, self.head.address, keys or self.head.keys, Join(version, instance, "127.0.0.9"))
+    def asks(self, instance: str, version: str = __version__, keys: Keys | None = None, role: str | None = None) -> Any:
+        join = Join(version, instance, "127.0.0.9", role=role)
+        return ask(self.sockets, self.head.address, keys or self.head.keys, join)
 
 
 @pytest.fixture
@@ -88,6 +89,28 @@ def test_each_node_gets_one_place_however_often_it_asks_and_one_more_waits(
     assert first.address != second.address
     assert visitor.asks("three") == Full()
     assert visitor.asks("two", version="0") == Unwanted(f"the head is Pawl {__version__}, and this node 0")
+
+
+def test_a_node_gets_the_place_of_its_role_and_one_that_nobody_needs_is_told_so(
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
+) -> None:
+    apart = Layout(num_nodes=3, num_here=1, head_serves=False, roles=(DECODE, PREFILL, PREFILL))
+    head = make_head(apart, timeout_s=0.0)
+    visitor = visit(head)
+    ends: SimpleQueue[str] = SimpleQueue()
+    stays = [Stay(visitor.sockets, visitor.head, visitor.asks(name, role=PREFILL), ends) for name in ("one", "two")]
+    assert visitor.asks("three", role=PREFILL) == Full()
+    with pytest.raises(NodesMissing, match=r"2 of 3 nodes are there \(.*\); 1 for decode missing after 0 s"):
+        head.of(0, threading.Event())
+    assert [head.of(place, threading.Event()).name[:6] for place in (1, 2)] == ["node.1", "node.2"]
+    stays[0].end()
+    wait_for(lambda: isinstance(visitor.asks("four", role=PREFILL), Welcome))
+    decode = visitor.asks("five", role=DECODE)
+    assert decode.name == "node.4"
+    assert visitor.asks("six", role=DECODE) == visitor.asks("seven") == Full()
+    stays[1].end()
+    plain = visit(make_head())
+    assert plain.asks("one", role=DECODE) == Unwanted("no node is needed for decode: prefill and decode are not apart")
 
 
 def test_a_stranger_at_the_door_gets_no_answer_and_costs_nobody_a_place(
@@ -183,6 +206,14 @@ REFUSED = [
     ({"nodes": 2, "dp": 2, "listen": "10.0.0.1", "keys": "k"}, "listen: tcp://HOST:PORT, not '10.0.0.1'"),
     ({"listen": "tcp://10.0.0.1:7000"}, "listen: all replicas are on this host, and nobody joins"),
     ({"keys": "k"}, "keys: all replicas are on this host, and nobody joins"),
+    ({"role": "prefill"}, "role: of replicas on the host of the head, where --disaggregate shares them out"),
+    ({"role": "prefill", "disaggregate": "1p1d"}, "role: of replicas on the host of the head"),
+    ({"role": "decode", "disaggregate": "1p1d", "nodes": 2, "head_serves": False}, "role: of replicas on the host"),
+    (
+        {"role": "prefill", "disaggregate": "1p3d", "nodes": 2},
+        "role: no host is for prefill alone: 1p3d on 2 nodes are decode, mixed",
+    ),
+    ({"disaggregate": "2p1d", "nodes": 2}, "nodes: each of 2 nodes has as many replicas, and there are 3$"),
 ]
 
 
@@ -190,7 +221,7 @@ REFUSED = [
 def test_hosts_that_cannot_be_are_refused_with_what_to_change(settings: dict[str, Any], message: str) -> None:
     config = ServerConfig(**{"model": "ghost", "runtime": "processes"} | settings)
     with pytest.raises(ConfigError, match=message):
-        layout_of(config, config.dp)
+        layout_of(config)
 
 
 def test_replicas_share_the_memory_of_their_host_and_the_requests_of_all() -> None:
@@ -198,7 +229,26 @@ def test_replicas_share_the_memory_of_their_host_and_the_requests_of_all() -> No
     config = ServerConfig(**SETTINGS | {"dp": 4, "kv_memory_gb": 2.0, "max_running": 64} | hosts)
     share = share_of(config, 3)
     assert (share.kv_memory_gb, share.max_running, share.kv_tokens) == (1.0, 16, 2048)
-    assert [layout_of(config, 4).node_of(place) for place in range(4)] == [0, 0, 1, 1]
+    assert [layout_of(config).node_of(place) for place in range(4)] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("apart", "nodes", "role", "roles", "node_of"),
+    [
+        ("2p1d", 3, None, (DECODE, PREFILL, PREFILL), [0, 1, 2]),
+        ("1p2d", 3, PREFILL, (PREFILL, DECODE, DECODE), [1, 2, 0]),
+        ("2p4d", 3, DECODE, (DECODE, DECODE, PREFILL), [0, 0, 1, 1, 2, 2]),
+        ("2p2d", 2, PREFILL, (PREFILL, DECODE), [1, 1, 0, 0]),
+        ("3p1d", 2, PREFILL, (PREFILL, MIXED), [1, 1, 0, 0]),
+    ],
+)
+def test_nodes_have_the_roles_of_their_replicas_and_the_head_that_which_it_was_given(
+    apart: str, nodes: int, role: str | None, roles: tuple[str, ...], node_of: list[int]
+) -> None:
+    hosts: dict[str, Any] = {"nodes": nodes, "listen": "tcp://10.0.0.1:7000", "keys": "k"}
+    layout = layout_of(ServerConfig(**SETTINGS | hosts | {"disaggregate": apart, "role": role}))
+    assert layout.roles == roles
+    assert [layout.node_of(place) for place in range(len(node_of))] == node_of
 
 
 # ---- another host ----

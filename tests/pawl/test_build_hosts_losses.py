@@ -52,7 +52,7 @@ class Deployment:
         listen = f"tcp://{host.head}:0"
         hosts = {"nodes": 2, "listen": listen, "keys": str(folder / "keys"), "trace_dir": str(folder / "traces")}
         self.config = ServerConfig(**SETTINGS | hosts | settings)
-        layout, keys = layout_of(self.config, self.config.dp), read_keys(folder / "keys")
+        layout, keys = layout_of(self.config), read_keys(folder / "keys")
         self.head = NodeHosts(layout, listen, keys, str(folder / "keys"), 60.0)
         self.host = host
         self.words = ("node", "--join", self.head.address, "--keys", str(folder / "keys"))

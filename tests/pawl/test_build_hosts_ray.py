@@ -151,7 +151,7 @@ def test_a_cluster_that_is_too_small_is_refused_with_the_numbers(config: Callabl
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     made = build_config({"model": "ghost", **settings})
     with pytest.raises(ConfigError, match=message):
-        layout_of(made, 2)
+        layout_of(made)
 
 
 def test_a_placement_group_has_all_that_the_ranks_of_a_replica_need() -> None:

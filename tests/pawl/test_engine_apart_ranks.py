@@ -107,7 +107,13 @@ def unified(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
         return [list(each.tokens) for each in engine.generate(prompts, samplings)]
 
 
-SMOLLM2: dict[str, Any] = {"deterministic": True, "kv_tokens": 1 << 14, "page_size": 16, "max_queued": 200}
+SMOLLM2: dict[str, Any] = {
+    "deterministic": True,
+    "kv_tokens": 1 << 14,
+    "page_size": 16,
+    "max_queued": 200,
+    "threads": 3,
+}
 
 
 @pytest.mark.slow

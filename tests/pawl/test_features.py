@@ -29,7 +29,7 @@ SETTINGS_NOT_DRAWN = {
     "what computes, not what is scheduled": (
         *("model", "served_model_name", "dtype", "device", "backend", "deterministic", "threads", "grammar_backend"),
         *("pooling", "weight_version", "max_lora_rank", "lora_target_modules", "ep", "rank_timeout_s"),
-        *("runtime", "weights", "nodes", "head_serves", "ray", "listen", "keys", "node_timeout_s"),
+        *("runtime", "weights", "nodes", "head_serves", "role", "ray", "listen", "keys", "node_timeout_s"),
     ),
     "simulated ranks always move experts, after fewer steps": (
         *("enable_eplb", "eplb_rebalance_num_iterations", "ep_num_redundant_experts"),

@@ -154,17 +154,18 @@ class Stay:
         self._agent.end()
 
 
-def serve(address: str, folder: Path, timeout_s: float, place: int | None = None) -> int:
+def serve(address: str, folder: Path, timeout_s: float, place: int | None = None, role: str | None = None) -> int:
     """Be a node of the head at this address, with the keys in `folder`, until it leaves or a signal says so: 0.
-    `place`: which one, where the head has had it started for one. Raises KeysUnusable; NodeRefused when nobody answers
-    for `timeout_s` seconds, or the head does not want this node; OSError for an address that cannot be."""
+    `place`: which one, where the head has had it started for one; `role`: of the replicas that it is for. Raises
+    KeysUnusable; NodeRefused when nobody answers for `timeout_s` seconds, or the head does not want this node; OSError
+    for an address that cannot be."""
     head = Head(address, read_keys(folder), str(folder.absolute()))
     ends: SimpleQueue[str] = SimpleQueue()
     with _told_by_signals(ends):
         while True:
             sockets = Sockets()
             try:
-                welcome = _welcome(sockets, head, timeout_s, ends, place)
+                welcome = _welcome(sockets, head, timeout_s, ends, place, role)
                 why = ASKED if welcome is None else _stay(sockets, head, welcome, ends)
             finally:
                 sockets.close()
@@ -208,7 +209,7 @@ def _forget_all_but_signals(ends: SimpleQueue[str]) -> None:
 
 
 def _welcome(
-    sockets: Sockets, head: Head, timeout_s: float, ends: SimpleQueue[str], place: int | None
+    sockets: Sockets, head: Head, timeout_s: float, ends: SimpleQueue[str], place: int | None, role: str | None
 ) -> Welcome | None:
     """Ask until there is a place; None: a signal came first."""
     mine = instance()
@@ -216,7 +217,8 @@ def _welcome(
     while True:
         answer, state = None, f"nobody with these keys answers at {head.address}"
         try:
-            answer = ask(sockets, head.address, head.keys, Join(__version__, mine, own_address(head.address), place))
+            join = Join(__version__, mine, own_address(head.address), place, role)
+            answer = ask(sockets, head.address, head.keys, join)
         except OSError as error:  # no network, or no such name: for now
             state = f"{head.address}: {error.strerror}"
         match answer:
@@ -226,7 +228,8 @@ def _welcome(
                 raise NodeRefused(reason)
             case Full():
                 # It is wanted as soon as another one is lost.
-                state, until = f"the head at {head.address} has all its nodes", time.monotonic() + timeout_s
+                which = "all its nodes" if role is None else f"all its nodes for {role}"
+                state, until = f"the head at {head.address} has {which}", time.monotonic() + timeout_s
         now = time.monotonic()
         if now >= until:
             raise NodeRefused(f"{state}, for {timeout_s:g} s")

@@ -14,11 +14,13 @@ import atexit
 import itertools
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import structlog
 
 from pawl import __version__
+from pawl.actors.names import DECODE, PREFILL
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.processes.keys import Keys
@@ -151,6 +153,8 @@ class NodeHosts:
     def _answer(self, join: Join) -> Answer:
         if join.version != __version__:
             return Unwanted(f"the head is Pawl {__version__}, and this node {join.version}")
+        if reason := self._layout.unwanted(join.role):
+            return Unwanted(reason)
         self._forget_before(join)
         with self._changed:
             for node in self._places:
@@ -168,9 +172,9 @@ class NodeHosts:
 
     def _number_for(self, join: Join) -> int | None:
         """A place that is free, and that this node is for; None: there is none."""
-        if join.place is None:
-            return self._places.index(None) if None in self._places else None
-        return join.place if join.place < len(self._places) and self._places[join.place] is None else None
+        places = enumerate(zip(self._places, self._layout.joined_roles, strict=True))
+        free = (number for number, (node, role) in places if node is None and join.role in (None, role))
+        return next((number for number in free if join.place in (None, number)), None)
 
     def _is_wanted(self, number: int) -> bool:
         """Whether a node is to be at this place."""
@@ -179,7 +183,7 @@ class NodeHosts:
     def _forget_before(self, join: Join) -> None:
         """An agent that is started again comes from the host of the one before, of which nothing is heard."""
         for node in self._places:
-            same = node and (node.join.address, node.join.place) == (join.address, join.place)
+            same = node and node.join.as_before(join)
             if node and node.met and same and node.link and node.link.silent_s >= SILENT_S:
                 self._system.lost(node.link, "another one has come from its host")
 
@@ -229,4 +233,7 @@ class NodeHosts:
     def _state(self) -> str:
         there = ["this host"] if self._layout.head_serves else []
         there += [node.name for node in self._places if node is not None and node.met]
-        return f"{len(there)} of {self._num_wanted()} nodes are there ({', '.join(there) or 'none'})"
+        places = zip(self._places, self._layout.joined_roles, strict=True)
+        missing = Counter(role for node, role in places if node is None or not node.met)
+        wanted = "".join(f"; {missing[role]} for {role} missing" for role in (PREFILL, DECODE) if missing[role])
+        return f"{len(there)} of {self._num_wanted()} nodes are there ({', '.join(there) or 'none'}){wanted}"

@@ -22,6 +22,12 @@ class Join(msgspec.Struct, frozen=True, tag=True):
     """Its own, as it reaches the head."""
     place: int | None = None
     """Which one it is for, of those that the head has had made; None: any."""
+    role: str | None = None
+    """Of the replicas that it is for; None: of any."""
+
+    def as_before(self, other: Join) -> bool:
+        """Whether both come from one host, for the same."""
+        return (self.address, self.place, self.role) == (other.address, other.place, other.role)
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):

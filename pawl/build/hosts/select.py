@@ -11,9 +11,9 @@ from pawl.build.hosts.layout import layout_of
 from pawl.config import ServerConfig
 
 
-def hosts_of(config: ServerConfig, num_replicas: int) -> Hosts:
+def hosts_of(config: ServerConfig) -> Hosts:
     """Nodes may join from now on. Raises ConfigError, KeysUnusable, and OSError for an address that cannot be had."""
-    layout = layout_of(config, num_replicas)
+    layout = layout_of(config)
     if not layout.num_joined:
         return OneHost()
     assert config.keys is not None
