@@ -99,13 +99,38 @@ def _hand_overs(paths: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
     from pawl.lifecycle.hand_overs import matched, side_of
     from pawl.lifecycle.trace.reader import TraceReader
 
-    sides = [side for path in paths if not _is_json(path) and (side := side_of(TraceReader(path))) is not None]
+    traces = [path for path in paths if not _is_json(path)]
+    sides = [side for path in traces if (side := side_of(TraceReader(path))) is not None]
+    before = [side for path in _runs_before(traces) if (side := side_of(TraceReader(path))) is not None]
+    sides += [side for side in before if side.role == "prefill"]
     if len({side.role for side in sides}) < 2:
         return None
     found = matched(sides)
     text = f"hand-overs: {found.hand_overs} between these, of {found.pages} pages"
     text += "".join(f"\n  violated: {fault}" for fault in found.faults)
     return found._asdict(), text
+
+
+def _runs_before(paths: Sequence[Path]) -> Iterator[Path]:
+    """Of folders of runs those before the newest that went on while the newest of all were there: of replicas that were
+    started again."""
+    from pawl.lifecycle.trace.format import run_folders, trace_files
+
+    began = min(filter(None, map(_began, paths)), default=0.0)
+    for path in paths:
+        for run in run_folders(path)[:-1] if path.is_dir() else ():
+            if any(file.stat().st_mtime >= began for file in trace_files(run)):
+                yield run
+
+
+def _began(path: Path) -> float:
+    """When the run did, seconds since the epoch; 0.0: nothing says so."""
+    from pawl.lifecycle.records import Checkpoint, Started
+    from pawl.lifecycle.trace.reader import TraceReader
+
+    first = next(iter(TraceReader(path)), None)
+    started = first.started if isinstance(first, Checkpoint) else first
+    return started.wall if isinstance(started, Started) else 0.0
 
 
 def _report(path: Path, arguments: argparse.Namespace) -> tuple[int, dict[str, Any], str]:

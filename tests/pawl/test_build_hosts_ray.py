@@ -173,7 +173,7 @@ def test_a_placement_group_has_all_that_the_ranks_of_a_replica_need() -> None:
 def test_an_address_at_which_nobody_is_is_refused_at_once(keys: Path, address: str, message: str) -> None:
     made = build_config({"model": "ghost", "ray": address, "keys": str(keys)})
     with pytest.raises(ConfigError, match=message):
-        hosts_of(made, 1)
+        hosts_of(made)
 
 
 def test_without_ray_the_server_says_how_to_install_it(
