@@ -38,6 +38,10 @@ EQUIVALENT = {
         "steps run in order, so the step that names it has run before the next holder's first one, and results are "
         "told apart by rows."
     ),
+    "pages that come late, for a prefill that was given up, are kept": (
+        "a page is named by all that it depends on, so it is right for whoever looks for its name; it costs a place in "
+        "host memory."
+    ),
     "nobody is asked to give way when all that run wait for each other's pages": (
         "what a request is promised when it is admitted, and renewed promises when pages run short, keep requests from "
         "getting there; the code is a second line of defence."

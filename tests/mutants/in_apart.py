@@ -103,6 +103,13 @@ APART = (
         Edit(Incoming.keep, " and checksum(key, place) == sums[at[key]]", ""),
     ),
     _mutant(
+        "quarantine_has_no_end",
+        "auxiliary_conservation",
+        "vllm 46283",
+        "Pages of a fetch that was given up are never free again.",
+        Edit(Fetching.fenced, "self.memory.withdraw(fetch.reservation)", "pass"),
+    ),
+    _mutant(
         "prefix_that_is_there_is_not_skipped",
         "read_after_commit",
         "vllm 48758",

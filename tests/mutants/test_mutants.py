@@ -20,6 +20,7 @@ SLOW = frozenset(
         "late_answer_is_an_error",
         "link_is_lost_twice",
         "prefix_that_is_there_is_not_skipped",
+        "quarantine_has_no_end",
         "sent_pages_stay_under_way",
         "tickets_come_again",
     }
