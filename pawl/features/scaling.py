@@ -16,7 +16,7 @@ def _scaling(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
         "max_replicas": values["replicas"] + source.within(0, 2),
         "scale_at": source.pick((0, 1, 2)),
         "scale_up_s": source.pick((0.0, 0.01, 0.5)),
-        "scale_down_s": source.pick((0.01, 0.0, 0.5)),
+        "scale_down_s": source.pick((0.01, 0.05, 0.5)),
     }
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
 
+NEW_WEIGHTS = frozenset({"update-weights", "put-weights", "receive-weights"})
+"""Control messages that bring some."""
 WHILE_STOPPING = (DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, Stalled, *get_args(ToLinker))
 """While all stop two replicas may find each other, or part, and a step may be slow: those who are told may be gone."""
 
@@ -57,7 +59,7 @@ class EndChecks:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
         if run.crashed:
             return
-        gone = {name for replica in run.replicas if replica.lost for name in replica.names.own}
+        gone = {name for replica in run.replicas if replica.lost or replica.left for name in replica.names.own}
         actors = {name: actor for name, actor in run.actors.items() if name not in gone}
         for left in (*open_books(actors), *doubled_timers(run.system)):
             raise PropertyFailed("auxiliary_conservation", f"at rest: {left}")
@@ -105,12 +107,23 @@ class EndChecks:
             self.check_output(client)
         self._check_answers()
         self._check_letters()
-        if any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced):
+        others = any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced)
+        if others and not self._weights_refused:
             raise PropertyFailed("weight_epochs", "a replica that was started again did not get the weights that serve")
         if self.run.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
         if not self.run.crashed & NARRATORS:
             self.run.judge_whole()
+
+    @property
+    def _weights_refused(self) -> bool:
+        """Whether a replica has refused new weights, which others may have taken: then they serve different ones."""
+        given = zip(self.run.workload.controls, self.run.desk.answers, strict=True)
+        return any(
+            row_of(control.body).name in NEW_WEIGHTS and not answer.ok
+            for control, answers in given
+            for answer in answers
+        )
 
     def _cut_short(self) -> bool:
         """Whether the engine was stopped, or lost an actor, before everybody had come."""

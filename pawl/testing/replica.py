@@ -112,6 +112,8 @@ class SimulatedReplica:
         self.scheduler: TimelyScheduler
         self.lost = False
         """An actor of it is gone, and others do its work."""
+        self.left = False
+        """It was asked to leave, and its actors end; what they keep of what nobody waits for goes with them."""
         self._system = system
         self._model = model
         self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None

@@ -88,6 +88,7 @@ class SimulatedStarter:
         # What is left of requests that others have is no end that clients have had; sessions end with their replica.
         loop = replica.scheduler.loop
         replica.lost = replica.lost or bool(len(loop.table.live_rows()) or loop.requests.sessions.by_name)
+        replica.left = True
         self.num_left += 1
         self._end_in_order(names)
 
