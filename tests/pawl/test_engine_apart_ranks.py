@@ -111,7 +111,7 @@ SMOLLM2: dict[str, Any] = {
     "deterministic": True,
     "kv_tokens": 1 << 14,
     "page_size": 16,
-    "max_queued": 200,
+    "max_queued": 400,
     "threads": 3,
 }
 
