@@ -30,7 +30,7 @@ from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import OF_THE_GHOST, DrawnBy, Expectations, Said, drawn_alone, simulated_grammars
-from pawl.testing.profiles import OneExpert
+from pawl.testing.experts import SimulatedExperts
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.workload import Arrival, Shape
 
@@ -279,8 +279,8 @@ class SimulatedDevice:
         self._stages = Stages(shape)
         self._ends: deque[float] = deque()
         """When the steps in flight are through, oldest first."""
-        self._one_expert = OneExpert()
-        self.experts: CountsExperts = runner.experts or self._one_expert
+        self._own_experts = SimulatedExperts()
+        self.experts: CountsExperts = runner.experts or self._own_experts
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
@@ -311,7 +311,7 @@ class SimulatedDevice:
         if self._world.strikes("step"):
             raise StepLost(f"step {batch.step}")
         launched = self._runner.launch(batch)
-        self._one_expert.computed(batch)
+        self._own_experts.computed(batch)
         self._ends.append(self._stages.through(batch, self._world.now_s))
         return launched
 

@@ -7,12 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from errno import ENOSPC
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pawl.gpu.profiler import ProfileOptions, Profiler
 from pawl.lifecycle.machines.profiling import Profiling
-from pawl.lifecycle.step import StepBatch
 
 
 class SimulatedTracer:
@@ -57,31 +53,6 @@ class SimulatedTracer:
     def save(self, path: Path, data: bytes) -> None:
         if self._strikes("profile"):
             raise OSError(ENOSPC, "the disk is full")
-
-
-class OneExpert:
-    """The experts of a simulated device (`CountsExperts`): one, in the second of two layers, which every token uses."""
-
-    chosen = 1
-    layers = (False, True)
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._counting = False
-
-    def start(self) -> None:
-        self._counting, self._count = True, 0
-
-    def stop(self) -> None:
-        self._counting = False
-
-    def take(self) -> NDArray[np.int64]:
-        count, self._count = self._count, 0
-        return np.array([[0], [count]])
-
-    def computed(self, batch: StepBatch) -> None:
-        """A step has been computed."""
-        self._count += int(batch.lengths.sum()) if self._counting else 0
 
 
 def simulated_profiler(strikes: Callable[[str], bool]) -> Profiler:

@@ -6,10 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, cast
 
 from pawl.actors.codec import make_codec
 from pawl.gpu.ghost.runner import Ghost
@@ -35,16 +32,15 @@ from pawl.gpu.step_runner import WeightsRefused
 from pawl.lifecycle.properties.start import GHOST
 from pawl.lifecycle.step import StepBatch
 from pawl.lifecycle.weight_source import FromBytes
-
-Int64s: TypeAlias = NDArray[np.int64]
+from pawl.testing.experts import NUM_EXPERTS, SimulatedExperts
 
 Strikes = Callable[[str], bool]
 Report = Callable[[str], None]
 NUM_RANKS = 2
 EXPERTS = ExpertsOfModel(
-    chosen=1,
-    layers=(False, True),
-    count=4,
+    chosen=SimulatedExperts.chosen,
+    layers=SimulatedExperts.layers,
+    count=NUM_EXPERTS,
     placement=((), ((0,), (0,), (1,), (1,))),
     parts=NUM_RANKS,
     balances=True,
@@ -66,32 +62,13 @@ def unheard(told: str) -> None:
     """Nobody hears it."""
 
 
-class GhostExperts:
-    """The experts of one simulated rank (`CountsExperts`, `HoldsExperts`): of the second of two layers, and of those
-    every token uses one, most of them the same for a while."""
+class GhostExperts(SimulatedExperts):
+    """The experts of one simulated rank (`HoldsExperts` too)."""
 
     def __init__(self, placement: Placement) -> None:
-        self.chosen, self.layers, self.placement = EXPERTS.chosen, EXPERTS.layers, placement
-        self._counts: Int64s | None = None
+        super().__init__()
+        self.placement = placement
         self._staged: tuple[int, Placement] | None = None
-
-    def start(self) -> None:
-        self._counts = np.zeros((len(self.layers), EXPERTS.count), np.int64)
-
-    def stop(self) -> None:
-        self._counts = None
-
-    def take(self) -> Int64s:
-        assert self._counts is not None, "they are counted"
-        found, self._counts = self._counts, np.zeros_like(self._counts)
-        return found
-
-    def computed(self, batch: StepBatch) -> None:
-        """A step has been computed."""
-        if self._counts is not None:
-            tokens = np.arange(batch.lengths.sum())
-            used = np.where(tokens % 3 < 2, batch.step // 16 % EXPERTS.count, tokens % EXPERTS.count)
-            self._counts[1] += np.bincount(used, minlength=EXPERTS.count)
 
     def stage(self, ticket: int, placement: Placement, source: FromBytes) -> None:
         self._staged = ticket, placement

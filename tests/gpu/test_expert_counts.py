@@ -21,7 +21,7 @@ from pawl.gpu.profiler import Profiler
 from pawl.gpu.tracers import torch_tracer
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.step import StepBatch
-from pawl.testing.models import OneExpert
+from pawl.testing.experts import SimulatedExperts
 from tests.gpu.driving import Piece, forward_inputs, int32
 from tests.gpu.native_models import EXPERTS, Native, make
 from tests.gpu.tiny import VOCABULARY, save_tiny, tiny_model
@@ -92,12 +92,12 @@ def test_a_tally_is_a_count_by_hand() -> None:
 
 
 class Steps:
-    """A runner of a model with one expert, or none."""
+    """A runner of a model with experts, or none."""
 
     depth = 0
 
     def __init__(self, *, experts: bool = True) -> None:
-        self.experts = OneExpert() if experts else None
+        self.experts = SimulatedExperts() if experts else None
 
     def launch(self, batch: StepBatch) -> None:
         if self.experts is not None:
@@ -113,7 +113,7 @@ class Desk:
         self.worker.context = type("Clock", (), {"wall": lambda _: 12.5})()
 
     def step(self, *lengths: int) -> None:
-        batch: Any = type("Batch", (), {"lengths": int32(*lengths)})()
+        batch: Any = type("Batch", (), {"step": 0, "lengths": int32(*lengths)})()
         self.runner.launch(batch)
         self.worker.experts.computed(batch)
 
@@ -131,7 +131,7 @@ def test_what_is_computed_between_start_and_stop_is_counted_and_taken_once(tmp_p
     assert desk.tell(STOP_EXPERTS)[0] == 200
     desk.step(5)
     status, record = desk.tell(DUMP_EXPERTS)
-    assert (status, record["num_tokens"], record["logical_count"]) == (200, 6, [[0], [6]])
+    assert (status, record["num_tokens"], record["logical_count"]) == (200, 6, [[0, 0, 0, 0], [5, 0, 1, 0]])
     written = Path(record["file"])
     assert written.stat().st_mode & 0o777 == 0o600
     assert msgspec.json.decode(written.read_bytes()).items() <= record.items()
@@ -146,7 +146,7 @@ def test_a_record_that_is_taken_while_it_goes_on_begins_anew(tmp_path: Path) -> 
     desk.step(4)
     assert desk.tell(DUMP_EXPERTS)[1]["num_tokens"] == 4
     desk.step(3)
-    assert desk.tell(DUMP_EXPERTS)[1]["logical_count"] == [[0], [3]]
+    assert desk.tell(DUMP_EXPERTS)[1]["logical_count"] == [[0, 0, 0, 0], [2, 0, 1, 0]]
 
 
 def test_a_second_start_and_a_stop_of_nothing_are_conflicts_and_a_model_without_experts_refuses(tmp_path: Path) -> None:
