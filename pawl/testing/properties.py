@@ -84,8 +84,8 @@ class UsageTold(Property):
 
 
 class BoundedOvertaking(Property):
-    """At most `limit` requests that came later, of equal priority, are admitted before a request that waits and has
-    its grammar."""
+    """At most `limit` requests that came later, of equal priority, are admitted before a request that waits for nothing
+    but its turn: neither for its grammar or adapter, nor for what another tier or another replica has of its prompt."""
 
     name: ClassVar[str] = "bounded_overtaking"
 
@@ -96,6 +96,8 @@ class BoundedOvertaking(Property):
         """request that was never admitted -> those that have overtaken it; in order of arrival"""
         self._admitted_by: dict[int, list[int]] = {}
         """request whose first admission may still be undone -> those that had overtaken it"""
+        self._apart: set[int] = set()
+        """Those that wait for something else than their turn."""
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
@@ -107,9 +109,20 @@ class BoundedOvertaking(Property):
         self._overtaken[record.request] = []
         return ()
 
+    @on(Event.FETCH, Event.LOAD, Event.RESERVE)
+    def _steps_aside(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._apart.add(record.request)
+        return ()
+
+    @on(Event.FETCHED, Event.LOADED, Event.RECEIVE, Event.RESTORE)
+    def _is_back(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._apart.discard(record.request)
+        return ()
+
     @on(*ENDS)
     def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
         self._overtaken.pop(record.request, None)
+        self._apart.discard(record.request)
         return ()
 
     @on(StepCommitted)
@@ -126,7 +139,7 @@ class BoundedOvertaking(Property):
         self._admitted_by[request] = self._overtaken.pop(request)
         found = []
         for other, ahead in self._overtaken.items():
-            if other > request or self._priority[other] != self._priority[request]:
+            if other > request or other in self._apart or self._priority[other] != self._priority[request]:
                 continue
             ahead.append(request)
             if len(ahead) == self.limit + 1:
