@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pawl.actors.scheduler import Scheduler
 
 ALONE = "there is one replica, in the process of the server: --max-dp makes room for more"
+MAX_REPLICAS = 1024
 DRAWN_GRACES_S = (30.0, 0.0, 0.05)
 
 
@@ -21,7 +22,9 @@ class ScaleReplicas(msgspec.Struct, frozen=True, tag="scale_replicas", forbid_un
     """Have so many replicas take requests. More are started, and told what lasts, before they take any; those that are
     too many get no new ones, and leave once theirs have ended, or go on in others after a while. Answered at once."""
 
-    replicas: Annotated[Annotated[int, msgspec.Meta(ge=1)], msgspec.Meta(description="how many: from --dp to --max-dp")]
+    replicas: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=MAX_REPLICAS)], msgspec.Meta(description="how many: from --dp to --max-dp")
+    ]
     grace_s: Annotated[
         Annotated[float, msgspec.Meta(ge=0, le=86400)],
         msgspec.Meta(description="how long requests may take to end in a replica that leaves; then others have them"),

@@ -65,7 +65,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.refill()
         self.filters["tojson"] = to_json
         self.filters = {name: self._paying(name, apply) for name, apply in self.filters.items()}
-        self.filters["turns"] = self._turns
+        # With the context: else Jinja would go over constants once, when it compiles, and their turns were free.
+        self.filters["turns"] = jinja2.pass_context(lambda context, iterable: self._turns(iterable))
         self.globals["raise_exception"] = _raise_exception
         self.globals["range"] = self._range
         for name in ("lipsum", "cycler", "joiner"):

@@ -21,6 +21,7 @@ from pawl.features.request import BAD_GRAMMAR
 from pawl.lifecycle.records import Submitted, int32s
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.testing.books import doubled_timers, open_books
@@ -256,6 +257,10 @@ class EndChecks:
         stopped, as the storage does."""
         if any(replica.lost and letter.to in replica.names.own for replica in self.run.replicas):
             return True  # what it was at when it was given up is left as it is
+        if any(replica.left and letter.to == replica.names.scheduler for replica in self.run.replicas) and isinstance(
+            letter.message, Abort | Finish
+        ):
+            return True  # while it was on its way the request ended by itself, and then its replica left
         if isinstance(letter.message, Saved):
             return not letter.message.keys and letter.sender in {replica.names.worker for replica in self.run.replicas}
         return isinstance(letter.message, WHILE_STOPPING)

@@ -125,12 +125,13 @@ def test_a_saved_page_that_cannot_be_read_for_a_receiver_is_told_as_gone_after_i
     assert key(1) not in bench.storage.store
 
 
-def test_a_page_that_the_next_ones_of_its_message_displace_is_told_as_gone_after_it_is_told_as_found() -> None:
+def test_of_more_pages_than_there_is_room_for_the_first_stay_and_those_before_them_are_told_as_gone_last() -> None:
     bench, keys, data = StorageBench(), tuple(map(key, range(5))), pages(0, 1, 2, 3, 4)
+    bench.tell(Blocks(1, (key(9),), pages(9)))
     bench.tell(Expect(7, keys))
     told = bench.tell(HandedPages(7, "sender", 1, keys, checksums(keys, data), data))
-    assert told == [Found(0, keys), Taken("storage", 1), Dropped((key(0),))]
-    assert key(0) not in bench.storage.store
+    assert told == [Found(0, keys[:4]), Taken("storage", 1), Dropped((key(9),))]
+    assert [each in bench.storage.store for each in (*keys, key(9))] == [True] * 4 + [False] * 2
 
 
 def test_pages_that_left_before_a_defect_are_told() -> None:
