@@ -36,7 +36,7 @@ def rotated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with Engine(config) as engine:
         for round_ in range(12):
             prompts = [[(round_ * 40 + number + at) % 250 for at in range(200)] for number in range(40)]
-            engine.generate(prompts, {"max_new_tokens": 60})
+            engine.generate(prompts, {"max_new_tokens": 12})
     (run,) = run_folders(folder)
     return run
 

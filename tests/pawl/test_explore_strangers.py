@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -133,7 +135,12 @@ DOCUMENTED = {
 }
 
 
-@pytest.mark.parametrize("part", DOCUMENTED)
+def some_by_night(parts: Iterable[str], by_night: Collection[str]) -> list[Any]:
+    """The parts; what takes long to be made small is left to the slow tests where another one of its kind is not."""
+    return [pytest.param(part, marks=pytest.mark.slow) if part in by_night else part for part in parts]
+
+
+@pytest.mark.parametrize("part", some_by_night(DOCUMENTED, {"policy:LastComeFirstServed", "cache:TwoAtATime"}))
 def test_the_parts_of_the_documentation_are_shown_as_it_says(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +154,7 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
     assert DOCUMENTED[part] in " ".join(page.split())
 
 
-@pytest.mark.parametrize("part", FAULTS)
+@pytest.mark.parametrize("part", some_by_night(FAULTS, {"policy:Unfair", "cache:Invents", "cache:Loses"}))
 def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
     part: str, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
