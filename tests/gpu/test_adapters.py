@@ -93,6 +93,7 @@ def test_an_adapter_that_was_trained_scores_like_peft(kind: Any, tmp_path: Path)
     check("llama", kind, tmp_path, trained=trained("llama"), expression=some)
 
 
+@pytest.mark.slow
 def test_smollm2_with_an_adapter_scores_like_peft(tmp_path: Path) -> None:
     source = smollm2_source()
     model = wrapped(transformers_smollm2(source, load_weights(source, torch.float32)), 1, r=8, lora_alpha=4)

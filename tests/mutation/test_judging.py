@@ -120,6 +120,7 @@ def explored(toy: ModuleType, root: Path, key: str, exploration: Callable[[], It
     return Judge(root).explore(edit_named(key), exploration, limit_s=1)
 
 
+@pytest.mark.slow
 def test_an_edit_reaches_functions_whose_asserts_were_compiled_in_another_way(toy: ModuleType, tmp_path: Path) -> None:
     rewritten = TOY.replace("assert True", "assert 1 == 1")
     exec(compile(rewritten, str(tmp_path / "lifecycle" / "pawl_toy.py"), "exec"), vars(toy))
@@ -130,6 +131,7 @@ def test_an_edit_reaches_functions_whose_asserts_were_compiled_in_another_way(to
     assert explored(toy, tmp_path, "self.free = 3 => self.free = 4", exploration).outcome == KILLED
 
 
+@pytest.mark.slow
 def test_an_exploration_kills_by_what_it_finds_or_raises_and_leaves_this_process_as_it_is(
     toy: ModuleType, tmp_path: Path
 ) -> None:
@@ -165,6 +167,7 @@ def test_endless_loops_and_waits_without_end_are_told_apart(
     assert explored(toy, tmp_path, key, waits).outcome == STUCK
 
 
+@pytest.mark.slow
 def test_an_edit_of_what_is_not_in_the_file_any_more_is_no_program(toy: ModuleType, tmp_path: Path) -> None:
     edit = edit_named("self.free -= count => pass")
     broken = edit._replace(new="(")

@@ -154,7 +154,9 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
     assert DOCUMENTED[part] in " ".join(page.split())
 
 
-@pytest.mark.parametrize("part", some_by_night(FAULTS, {"policy:Unfair", "cache:Invents", "cache:Loses"}))
+@pytest.mark.parametrize(
+    "part", some_by_night(FAULTS, {"policy:Unfair", "cache:Invents", "cache:Loses", "cache:Hides"})
+)
 def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
     part: str, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_group_can_be_left_while_it_receives_and_be_joined_again(client: httpx
     assert says(client, "ghost:c")
 
 
+@pytest.mark.slow
 def test_who_does_not_come_is_not_waited_for_longer_than_the_limit(tmp_path: Path) -> None:
     with (
         audited_client(tmp_path, trainer_timeout_s=SHORT_S) as client,

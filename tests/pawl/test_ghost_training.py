@@ -144,6 +144,7 @@ def test_through_updates_nobody_is_lost_and_every_token_bears_the_name_of_the_we
     assert len(num_versions) > 1, "no client has seen an update"
 
 
+@pytest.mark.slow
 def test_a_real_model_says_under_each_name_what_it_says_when_it_is_asked_again_under_it(tmp_path: Path) -> None:
     settings = {"model": "smollm2", "trace_dir": str(tmp_path), "weight_version": "v0", "deterministic": True}
     parts = load_parts(build_config(settings))

@@ -153,7 +153,7 @@ def real_parts(loop_config: LoopConfig, trace_dir: Path, dtype: str) -> Parts:
 @pytest.mark.parametrize(
     ("dtype", "count"),
     [
-        ("bf16", 12),
+        pytest.param("bf16", 12, marks=pytest.mark.slow),
         pytest.param("bf16", CLIENTS, marks=pytest.mark.slow),
         pytest.param("fp32", CLIENTS, marks=pytest.mark.slow),
     ],

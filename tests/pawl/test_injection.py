@@ -96,6 +96,7 @@ def test_an_exception_at_any_line_of_an_update_of_the_weights_leaves_an_engine_t
     assert broken(sampled(places), 0, asked) == []
 
 
+@pytest.mark.slow
 def test_an_exception_at_any_line_of_a_release_leaves_an_engine_that_serves() -> None:
     release = Control(body=ReleaseMemory(), after_tokens=6, undo_s=0.5)
     again = Control(body=ResumeMemory(), at_s=3.0)  # what could not be resumed stays released until it is
@@ -130,6 +131,7 @@ def with_adapters() -> Workload:
     return Workload(arrivals=arrivals, controls=controls, shape=Shape(prefill_chunk=4, max_loras=1, max_loaded_loras=2))
 
 
+@pytest.mark.slow
 def test_an_exception_at_any_line_about_adapters_leaves_an_engine_that_serves() -> None:
     asked, files = with_adapters(), ("loops/adapters.py", "loops/orders/adapters.py", "actors/adapter_client.py")
     places = [place for place in places_of(asked) if place.file in files]

@@ -109,6 +109,7 @@ def test_a_scheduler_that_launches_twice_is_found(project: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["*scheduler='*parts.py:Twice'*"])
 
 
+@pytest.mark.slow
 def test_the_command_takes_parts_by_the_same_names(
     project: pytest.Pytester, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
