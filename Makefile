@@ -102,6 +102,7 @@ bench-kills: setup  ## streams of two hosts while replicas and an agent are kill
 	@$(BIN)/python -m benchmarks.kills $(ARGS)
 bench-messages: setup  ## one message from actor to actor, and a whole step, in one process and in two
 	@$(BIN)/python -m benchmarks.messages $(ARGS)
+	@$(BIN)/python -m benchmarks.apart_host
 bench-hand-over: setup  ## pages from a prefill replica to a decode replica, and what the way does by itself
 	@$(BIN)/python -m benchmarks.hand_over $(ARGS)
 bench-apart: setup  ## long prompts beside decoding clients, with prefill apart and without
