@@ -43,29 +43,26 @@ class Entry:
     """What its weights are while it computes, BF16 or FOUR_BITS: engines are compared with those of the same."""
 
 
+_PEERS = (
+    ("vllm", "PAWL_PEER_VLLM", "PAWL_PEER_MODEL", BF16),
+    ("transformers", "PAWL_PEER_HF", "PAWL_PEER_MODEL", BF16),
+    ("llama", "PAWL_PEER_LLAMA", "PAWL_PEER_GGUF", BF16),
+    ("llama", "PAWL_PEER_LLAMA", EMBEDDED, FOUR_BITS),
+    ("openvino", "PAWL_PEER_OPENVINO", "PAWL_PEER_OPENVINO_BF16", BF16),
+    ("openvino", "PAWL_PEER_OPENVINO", "PAWL_PEER_OPENVINO_INT4", FOUR_BITS),
+)
+"""Short name, the variables that name its interpreter and its model (or the embedded one), its weights."""
+
+
 def entries(backend: str) -> list[Entry]:
     """This engine with either kind of weights, then each peer that the environment names; says which are left out."""
-    environment = os.environ
-    stored = str(locate(EMBEDDED))
     found = [_pawl(backend, BF16), _pawl(backend, FOUR_BITS)]
-    for key, variable, needed, value, weights in (
-        ("vllm", "PAWL_PEER_VLLM", "PAWL_PEER_MODEL", environment.get("PAWL_PEER_MODEL"), BF16),
-        ("transformers", "PAWL_PEER_HF", "PAWL_PEER_MODEL", environment.get("PAWL_PEER_MODEL"), BF16),
-        ("llama", "PAWL_PEER_LLAMA", "PAWL_PEER_GGUF", environment.get("PAWL_PEER_GGUF"), BF16),
-        ("llama", "PAWL_PEER_LLAMA", "the package of the embedded model", stored, FOUR_BITS),
-        ("openvino", "PAWL_PEER_OPENVINO", "PAWL_PEER_OPENVINO_BF16", environment.get("PAWL_PEER_OPENVINO_BF16"), BF16),
-        (
-            "openvino",
-            "PAWL_PEER_OPENVINO",
-            "PAWL_PEER_OPENVINO_INT4",
-            environment.get("PAWL_PEER_OPENVINO_INT4"),
-            FOUR_BITS,
-        ),
-    ):
-        python = environment.get(variable, "")
+    for key, variable, needed, weights in _PEERS:
+        python = os.environ.get(variable, "")
+        value = str(locate(EMBEDDED)) if needed == EMBEDDED else os.environ.get(needed, "")
         if not python or shutil.which(python) is None:
             print(f"{key}, {weights}: skipped, {variable} does not name its interpreter")
-        elif value is None or not Path(value).exists():
+        elif not value or not Path(value).exists():
             print(f"{key}, {weights}: skipped, {needed} does not name its model")
         elif key == "vllm":
             found.append(_vllm(python, value))
