@@ -112,7 +112,8 @@ class Transition(msgspec.Struct, frozen=True, array_like=True, tag=2):
     time: float
     num_cached: int | None = None
     """ADMIT: leading tokens that the prefix cache had; the first segment starts there. GRANT, RECEIVE: no more than so
-    many of these count as cached, as those behind are computed elsewhere for this very request."""
+    many of these count as cached, as those behind are computed elsewhere for this very request. FETCH: leading tokens
+    that the prefix cache has, and keeps until the fetch ends."""
     num_output: int | None = None
     """FINISH, ABORT: output tokens that count. Less than were committed only when a stop string cut them."""
 

@@ -161,7 +161,7 @@ class Fetching:
         wish.num_fetches += 1
         wish.settled = wish.num_fetches >= MAX_FETCHES
         self._fetches[ticket].rows.append(row)
-        self._move(row, Event.FETCH, Cause.NONE, now)
+        self._move(row, Event.FETCH, Cause.NONE, now, start * memory.page_size)
         return True
 
     def forget(self, row: int) -> None:

@@ -13,6 +13,7 @@ from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.properties.turns import stages_of
 from pawl.lifecycle.records import (
+    Idled,
     Int32s,
     Started,
     StepCommitted,
@@ -29,8 +30,9 @@ _REFUSALS = frozenset({Cause.OVERLOADED, Cause.NEVER_FITS, Cause.TOO_LONG, Cause
 class AdmissionIsMonotone(Property):
     """An admitted request is never rejected by an admission limit later, and gives way only to work that it makes
     runnable: where pages run short the youngest of those at work is retracted, and only while the pages that nobody
-    uses are too few for everybody's next step. Of those that decode nobody takes a page in a step that leaves out an
-    older one; through several stages, an older one that is in no step in flight, where the younger one is.
+    uses are too few for everybody's next step, or nothing goes on before some have come from below. Of those that
+    decode nobody takes a page in a step that leaves out an older one; through several stages, an older one that is in
+    no step in flight, where the younger one is.
 
     How many pages are too few is not judged where there is a second pool.
     """
@@ -43,12 +45,17 @@ class AdmissionIsMonotone(Property):
         self._stages = 1
         self._begun: dict[int, int] = {}
         """Output that the request in a row had when it was admitted: with more it decodes."""
+        self._awaited = False
+        """Pages may be on their way from a lower tier."""
+        self._idled = False
+        """No step could be planned since the last one was resolved."""
         self._fetching: dict[int, int] = {}
-        """Requests whose prefix is on its way from a lower tier, with the cached pages that the fetch may hold."""
+        """Requests whose prefix is on its way from a lower tier, with the cached pages that the fetch holds."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         found = super().begin(beginning, history)
         self._ranks.begin(beginning)
+        self._awaited = True
         for row in beginning.rows:
             if beginning.table.state[row] == State.QUEUED_FETCHING:
                 self._fetching[beginning.table.info(row).request] = _most_held(row, history)
@@ -66,7 +73,15 @@ class AdmissionIsMonotone(Property):
 
     @on(Event.FETCH)
     def _fetches(self, record: Transition, history: History) -> Sequence[Violation]:
-        self._fetching[record.request] = _most_held(record.row, history)
+        most = _most_held(record.row, history)
+        held = most if record.num_cached is None else record.num_cached // history.pages.page_size
+        self._fetching[record.request] = held
+        self._awaited = True
+        return ()
+
+    @on(Idled)
+    def _idles(self, record: Idled, history: History) -> Sequence[Violation]:
+        self._idled = True
         return ()
 
     @on(Event.FETCHED, Event.RESTORE)
@@ -82,6 +97,7 @@ class AdmissionIsMonotone(Property):
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        self._idled = False
         some = history.pages.fresh and np.count_nonzero(history.step.chained)
         if not some or some == np.count_nonzero(history.working[: history.num_rows]):
             return ()
@@ -117,6 +133,7 @@ class AdmissionIsMonotone(Property):
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
         self._ranks.committed(history)
+        self._idled, self._awaited = False, self._awaited and record.pages.quarantined > 0
         return ()
 
     @on(*ENDS)
@@ -143,7 +160,8 @@ class AdmissionIsMonotone(Property):
                 text = f"it was retracted for memory, and request {other}, which is younger, stays at work"
                 yield self.violation(history, text, record.request)
                 return
-        if self._one_pool and history.pages.num_pages:
+        blocked = self._idled and self._awaited and not history.in_flight
+        if self._one_pool and history.pages.num_pages and not blocked:
             yield from self._needed(record, history, others)
 
     def _needed(self, record: Transition, history: History, others: Indices) -> Iterator[Violation]:

@@ -43,6 +43,7 @@ from pawl.lifecycle.records import (
     StepPlanned,
     StepRolledBack,
     Submitted,
+    TierTold,
     Transition,
     WeightsMoved,
     int32s,
@@ -52,6 +53,7 @@ from pawl.lifecycle.states import Event
 
 DEPARTURES = frozenset({Event.RETRACT, Event.RESTORE, Event.FINISH, Event.ABORT})
 """Events after which the tokens of steps in flight are stale."""
+_COLUMNS = ("request", "num_prompt", "num_wanted", "num_output", "departures", "working", "_batched")
 _AFTER_CLOSED = frozenset[Kind]({Answered, AnswersClosed})
 
 MOST_ROWS = 1 << 20
@@ -105,6 +107,8 @@ class History(Dispatch):
         """What the request that the current record ends got, where its equal got something else."""
         self._admissions: list[Transition] = []
         self._last_step = 0
+        self._filled_at = -2
+        """Number of the last record of pages that came from lower tiers; before all others where there is none."""
         self._equals: Equals | None = None
         """Where the engine has promised that equal requests have equal outputs."""
         self._retracted: set[int] = set()
@@ -185,13 +189,8 @@ class History(Dispatch):
         if not 0 <= row < MOST_ROWS:
             raise Malformed(f"request {record.request} has row {row}", record.request)
         if row >= len(self.request):
-            self.request = fitted(self.request, row + 1)
-            self.num_prompt = fitted(self.num_prompt, row + 1)
-            self.num_wanted = fitted(self.num_wanted, row + 1)
-            self.num_output = fitted(self.num_output, row + 1)
-            self.departures = fitted(self.departures, row + 1)
-            self.working = fitted(self.working, row + 1)
-            self._batched = fitted(self._batched, row + 1)
+            for name in _COLUMNS:
+                setattr(self, name, fitted(getattr(self, name), row + 1))
             self.outputs = roomy(self.outputs, len(self.request), 0)
         self.num_rows = max(self.num_rows, row + 1)
         self.open[record.request] = row
@@ -264,6 +263,13 @@ class History(Dispatch):
     def _cached(self, record: Cached) -> None:
         if self.started is not None:  # else it is not known what was cached before
             self.cache.advance(record)
+            if self._filled_at == self.number - 1:
+                self.pages.brought(self.cache.stored)
+
+    @on(TierTold)
+    def _told(self, record: TierTold) -> None:
+        if record.kind == "filled":
+            self._filled_at = self.number
 
     def _departed(self, row: int) -> None:
         self.departures[row] += 1

@@ -32,6 +32,8 @@ class Taken(NamedTuple):
     """A step in flight may still touch them."""
 
 
+REPLACED = -1
+"""In place of a page that a row has given back, until it is told what it has instead."""
 NOTHING_WRONG = Taken([], [], [], [])
 
 
@@ -201,6 +203,16 @@ class PageUse:
         mine = self._table.get(row, {})
         for index in [index for index in mine if index >= -(-end // self.page_size)]:
             self._let_go(mine.pop(index), newest)
+
+    def brought(self, pages: list[int]) -> None:
+        """These came from a lower tier into the cache. A row that took one of them itself has given it back since: the
+        cache had an equal one, which the next step enters in its place."""
+        for page in pages:
+            place = self._place.get(page)
+            if place is not None:
+                row, index = place
+                self._let_go(page, 0)
+                self._table[row][index] = REPLACED
 
     def committed(self, step: int) -> None:
         """The step is done: what it entered stays."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from pawl.lifecycle.records import PageCounts, Record
+from pawl.lifecycle.records import Cached, Idled, PageCounts, Record, TierTold
 from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import Canary
-from tests.lifecycle.story import Segment, Story, token
+from tests.lifecycle.story import NUM_PAGES, Segment, Story, removed, stored, token
 
 
 def short_of_pages(num_pages: int) -> Story:
@@ -30,11 +30,35 @@ def younger_goes_on() -> list[Record]:
     return story.records
 
 
-def gives_way(request: int, num_pages: int) -> list[Record]:
-    """One of the two is retracted, and the other goes on."""
+def gives_way(request: int, num_pages: int, *, fetched: int | None = None, idle: bool = False) -> list[Record]:
+    """One of the two is retracted, and the other goes on. `fetched`: a third one has so many tokens on the device, and
+    waits for what follows; `idle`: nothing could be planned before."""
     story = short_of_pages(num_pages)
+    if fetched is not None:
+        story.submit(3, 2, 13, 1)
+        story.move(3, 2, State.QUEUED, Event.FETCH, State.QUEUED_FETCHING, num_cached=fetched)
+    if idle:
+        story.add(Idled(story.now()))
     story.move(request, request - 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
     story.plan(2, token(2 - request, 4, pages=((1, 2),)))
+    return story.records
+
+
+def brought_in_place() -> list[Record]:
+    """A row's page has an equal in the cache and is given back; what comes from below gets it, and leaves again before
+    the next step says what the row has instead."""
+    story = Story()
+    story.start()
+    story.add(TierTold("filled", 1, 1, b"", story.now()))
+    story.add(Cached((stored("", None, 1),)))
+    story.submit(1, 0, 5, 3)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 4, samples=False, pages=((0, 0),)))
+    story.commit(1, [Event.CHUNK], 0, PageCounts(NUM_PAGES - 1, 0, 1, 0, 0))
+    story.add(TierTold("filled", 2, 1, b"", story.now()), "filled")
+    story.add(Cached((stored("salt", None, 0),)))
+    story.add(Cached((removed(0),)))
+    story.plan(2, Segment(0, 4, 1, pages=((0, 1), (1, 2))))
     return story.records
 
 
@@ -53,6 +77,9 @@ SCARCITY_CANARIES: dict[str, Canary] = {
     "the older gives way": Canary("admission_is_monotone", gives_way(1, 3), "request 2, which is younger, stays", 1),
     "gives way without need": Canary(
         "admission_is_monotone", gives_way(2, 4), "2 pages that nobody used were enough for the 2", 2
+    ),
+    "gives way though pages come": Canary(
+        "admission_is_monotone", gives_way(2, 4, fetched=0), "2 pages that nobody used were enough for the 2", 2
     ),
     "a page for the younger": Canary(
         "admission_is_monotone", younger_goes_on(), "leaves it out, which decodes, and gives a page to request 2", 1

@@ -23,7 +23,7 @@ from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_memory import MEMORY_CANARIES
-from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, gives_way
+from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, brought_in_place, gives_way
 from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins
 from tests.lifecycle.canaries_turns import TURNS_CANARIES
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
@@ -61,6 +61,19 @@ def test_a_sound_run_of_vectors_violates_nothing() -> None:
 
 def test_the_youngest_gives_way_where_pages_are_short() -> None:
     assert judged(gives_way(2, 3)).violations == []
+
+
+def test_pages_that_a_fetch_holds_are_in_use() -> None:
+    assert judged(gives_way(2, 4, fetched=4)).violations == []
+
+
+def test_somebody_gives_way_where_nothing_goes_on_before_pages_have_come() -> None:
+    assert judged(gives_way(2, 4, fetched=0, idle=True)).violations == []
+    assert [each.property for each in judged(gives_way(2, 4, idle=True)).violations] == ["admission_is_monotone"]
+
+
+def test_a_page_that_its_row_has_given_back_comes_from_below_for_another() -> None:
+    assert judged(brought_in_place()).violations == []
 
 
 def test_a_reply_may_stand_before_the_end_that_it_tells_of() -> None:

@@ -34,6 +34,12 @@ SCARCITY = (
         Edit(Memory.renew, "self.pages.deferred + self.pages.quarantined", "self.pages.quarantined"),
     ),
     _mutant(
+        "renew_ignores_quarantine",
+        "admission_is_monotone",
+        "A request is retracted though pages that are reserved for what comes from below will be enough for everybody.",
+        Edit(Memory.renew, "self.pages.deferred + self.pages.quarantined", "self.pages.deferred"),
+    ),
+    _mutant(
         "reservation_takes_what_was_promised",
         "allocation_is_a_transaction",
         "Pages that come from below the device are given room that was promised to requests at work.",
