@@ -33,6 +33,7 @@ from typing import Any
 from benchmarks.attack_shots import ADMIN_KEY, KEY, MARK, Target
 from benchmarks.machine import resident
 from pawl.gpu.ghost.oracle import expected
+from pawl.http.freed import LOOKS
 from pawl.lifecycle.audit import Verdict, audit
 
 CLIENTS = 4
@@ -40,6 +41,8 @@ OUTPUT = 48
 PROMPTS = [[101 + client, *range(110, 140 + client)] for client in range(CLIENTS)]
 START_S, STOP_S, REST_S = 120.0, 60.0, 20.0
 """How long the server may take to start and to stop, and to come to rest after the attacks."""
+GIVING_BACK_S = LOOKS + 2.0
+"""After which a server at rest, which looks once a second, has given back what was freed."""
 POLL_S = 0.2
 
 
@@ -196,6 +199,7 @@ def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, roun
             used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
             report.attackers_cpu += used / (seconds * 3 / 4)
             come_to_rest(target, report)
+            time.sleep(GIVING_BACK_S)
             report.rss_mb.append(resident(process.pid).now_mb)
         report.peak_mb = resident(process.pid).peak_mb
     report.exit_status = process.returncode

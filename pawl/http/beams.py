@@ -7,9 +7,9 @@ all of a step together. What beams have in common is in the prefix cache, so a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 
 import msgspec
 from starlette.types import Send
@@ -21,7 +21,7 @@ from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import beyond_context
 from pawl.http.errors import Problem, from_done, from_invalid
 from pawl.http.openai import most_rivals
-from pawl.http.replies import Reply, WholeRenderer
+from pawl.http.replies import Reply, WholeRenderer, in_turns
 from pawl.http.schemas import ChatBody, CompletionBody
 from pawl.http.streams import RequestGroup
 from pawl.lifecycle.request import MAX_TOP_LOGPROBS, SamplingParameters
@@ -261,31 +261,35 @@ class BeamReply(Reply):
 
     def _group(self) -> RequestGroup:
         self._deadline = self._now() + self._timeout_s
-        return RequestGroup(self._gateway, self._step(), whole=True)
+        return RequestGroup(self._gateway, self._timed(search.submits() for search in self._searches), whole=True)
 
-    def _step(self) -> list[Submit]:
-        """Requests of the next step of all searches. They have what is left of the call's time."""
+    def _timed(self, submits: Iterable[Sequence[Submit]]) -> list[Submit]:
+        """Requests of one step of all searches, which have what is left of the call's time."""
         left_s = max(self._deadline - self._now(), LEAST_TIMEOUT_S)
-        submits = [one for search in self._searches for one in search.submits()]
-        return [msgspec.structs.replace(submit, timeout_s=left_s) for submit in submits]
+        return [msgspec.structs.replace(submit, timeout_s=left_s) for own in submits for submit in own]
 
     async def _answer(self, group: RequestGroup, send: Send) -> None:
         while (deltas := await self._ends(group)) is not None:
-            self._take(deltas, group.inboxes)
-            submits = self._step()
+            await self._take(deltas, group.inboxes)
+            submits = self._timed(await in_turns(self._searches, _Search.submits))
+            if group.gone:
+                return
             if not submits:
-                results = [result for search in self._searches for result in search.results(self._decode)]
+                told = await in_turns(self._searches, lambda search: search.results(self._decode))
+                results = [result for own in told for result in own]
                 await self._write([delta for delta, _ in results], [inbox for _, inbox in results], send)
                 return
             group.submit(submits)
 
-    def _take(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> None:
+    async def _take(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> None:
         for delta in deltas:
             if delta.done is not None and delta.done.cause in ABORT_CAUSES:
                 raise self._renderer.problem(from_done(delta.done))  # without one of its beams a search has no answer
-        start = 0
-        for search in self._searches:
-            end = start + search.num_live
+        places = list(pairwise(accumulate((search.num_live for search in self._searches), initial=0)))
+
+        def take(part: tuple[_Search, tuple[int, int]]) -> None:
+            search, (start, end) = part
             if end > start:
                 search.take(deltas[start:end], inboxes[start:end])
-            start = end
+
+        await in_turns(zip(self._searches, places, strict=True), take)

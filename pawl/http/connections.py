@@ -106,7 +106,8 @@ class Connection(HttpToolsProtocol):
         """The request that is being answered, or was last; those that came behind it wait in `pipeline`."""
         self._deadline: tuple[float, str] | None = None
         self._send_deadline: float | None = None
-        self._head_bytes = 0
+        self._head_bytes = self._num_heads = 0
+        """Of the head that is coming; heads that have come."""
         self._in_head = False
         self._body_began = 0.0
         self._body_bytes = self._framing_bytes = 0
@@ -163,7 +164,7 @@ class Connection(HttpToolsProtocol):
         if self._broken is not None:
             return
         self._unset_keepalive_if_required()
-        reading, num_read = self.cycle, self._body_bytes
+        reading, num_read, in_head, num_heads = self.cycle, self._body_bytes, self._in_head, self._num_heads
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -171,7 +172,8 @@ class Connection(HttpToolsProtocol):
             self._fail(Problem(400, "this is not a valid HTTP request"))
             return
         if self._in_head:
-            self._head_bytes += len(data)
+            if in_head and num_heads == self._num_heads:
+                self._head_bytes += len(data)  # else it holds what came before this head too
             if self._head_bytes > MAX_HEAD:
                 self._limits.count("head_size", time.monotonic())
                 self._fail(_head_too_large())
@@ -205,6 +207,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._num_heads += 1
         self._body_began, self._body_bytes, self._framing_bytes = time.monotonic(), 0, 0
         self._deadline = self._body_began + BODY_IDLE_S, "body"
         self.app = self._served

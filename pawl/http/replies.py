@@ -7,9 +7,9 @@ what a failure does before and after that, and that a client which hangs up, str
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 from starlette.responses import Response
@@ -23,6 +23,8 @@ from pawl.http.streams import RequestGroup, watch
 from pawl.lifecycle.states import Cause
 
 log = structlog.get_logger("pawl.http")
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 HEADER_PATIENCE_S = 1.0
 """A stream's status line waits this long for the first output, so that a refusal can still be a proper status."""
@@ -80,6 +82,15 @@ def _written(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
     for delta in deltas:
         delta.logprobs = delta.prompt_logprobs = ()
     return data
+
+
+async def in_turns(parts: Iterable[Part], work: Callable[[Part], Made]) -> list[Made]:
+    """What `work` makes of each part, in order. Others on the event loop have a turn after each."""
+    made = []
+    for part in parts:
+        made.append(work(part))
+        await asyncio.sleep(0)
+    return made
 
 
 class Reply(Response):

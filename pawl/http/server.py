@@ -29,13 +29,13 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.sampling import Limits
-from pawl.gpu.heap import give_back_memory
+from pawl.gpu.heap import give_back_memory, resident_bytes
 from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app
 from pawl.http.connections import Connection, ConnectionLimits
+from pawl.http.freed import Freed
 from pawl.http.guard import LOOPBACK, is_loopback
 from pawl.http.info import ServerInfo, settled
-from pawl.http.rest import Rest
 from pawl.http.starting import Front
 from pawl.parsers import reader
 from pawl.parsers import reasoning as marks
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         """What is drained at the end; None while there is no engine yet."""
         self._grace_s = grace_s
         self._num_stops = 0
-        self._rest = Rest()
+        self._freed = Freed()
         self.listening = asyncio.Event()
         """Set once connections are accepted."""
 
@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
             now = time.monotonic()
             for connection in list(self.server_state.connections):
                 cast(Connection, connection).look(now)
-            if self.gateway is not None and self._rest.begins(self.gateway.num_live, self.gateway.totals.submitted):
+            if self.gateway is not None and self._freed.is_due(self.gateway.num_live, resident_bytes()):
                 await asyncio.to_thread(give_back_memory)
         return await super().on_tick(counter)
 

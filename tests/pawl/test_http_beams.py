@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from pawl.actors.messages.generate import TokenLogprob
-from pawl.http.beams import Beam, BeamSearch
+from pawl.http.beams import Beam, BeamSearch, _Search
 from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import PATIENCE_S, Served
 from tests.pawl.test_http_openai import MESSAGES
@@ -155,6 +155,29 @@ def test_what_a_search_cannot_honour_is_refused_by_name(
     assert reply.status_code == 400
     assert word in reply.json()["error"]["message"]
     assert served.engine.gateway.num_live == 0
+
+
+def test_others_have_a_turn_between_the_prompts_of_a_call(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, num_prompts = list[str](), 4
+    submits, take, results = _Search.submits, _Search.take, _Search.results
+
+    def told(word: str) -> None:
+        said.append(word)
+        asyncio.get_running_loop().call_soon(said.append, "other")
+
+    def spied(word: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: (told(word), work(*given))[1]
+
+    monkeypatch.setattr(_Search, "submits", spied("submits", submits))
+    monkeypatch.setattr(_Search, "take", spied("take", take))
+    monkeypatch.setattr(_Search, "results", spied("results", results))
+    assert ask(client, prompt=["abc"] * num_prompts, n=2, max_tokens=2).status_code == 200
+    # What is sent first is the prompts as they came.
+    later = said[said.index("take") :]
+    words = ["take", "submits", "take", "submits", "results"]
+    assert later == [each for word in words for each in [word, "other"] * num_prompts]
 
 
 def test_who_hangs_up_ends_the_search(client: httpx.Client, served: Served) -> None:

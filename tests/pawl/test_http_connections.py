@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -165,6 +166,19 @@ def test_a_head_without_end_is_cut(served: Served) -> None:
                 client.sendall(b"x" * (MAX_HEAD // 2))
         until(served, lambda: cut(served).get("head_size"))
     assert cut(served) == {"head_size": 1}
+
+
+def test_heads_that_come_together_are_not_one_long_head(served: Served) -> None:
+    count = 4 * MAX_HEAD // len(GOOD)
+    with connected(served) as client:
+        sending = threading.Thread(target=client.sendall, args=(GOOD * count,))
+        sending.start()
+        replies = b""
+        while (num_replies := replies.count(b"HTTP/1.1 200 ")) < count and (data := client.recv(1 << 16)):
+            replies += data
+        sending.join(PATIENCE_S)
+    assert num_replies == count
+    assert cut(served) == {}
 
 
 def test_a_head_that_comes_at_once_has_the_same_bound(served: Served) -> None:
