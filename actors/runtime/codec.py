@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias, get_args
 
 import msgspec
@@ -30,6 +31,9 @@ _DTYPES = {
     for name in ("?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
 }
 """What arrays may hold: numbers as they lie in memory, and no objects."""
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_write_shape = msgspec.msgpack.Encoder().encode
+_read_shape = msgspec.msgpack.Decoder(tuple[str, tuple[int, ...]]).decode
 
 
 class Malformed(ValueError):
@@ -91,15 +95,16 @@ class Codec:
         return message
 
     def _write_array(self, value: Any) -> msgspec.msgpack.Ext:
-        if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
+        name = _NAMES.get(value.dtype) if isinstance(value, np.ndarray) else None
+        if name is None:
             raise TypeError(f"no wire carries a {getattr(value, 'dtype', type(value).__name__)}")
-        self._arrays.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        return msgspec.msgpack.Ext(_ARRAY, msgspec.msgpack.encode((value.dtype.str, value.shape)))
+        self._arrays.append(np.ascontiguousarray(value).data.cast("B") if value.size else b"")
+        return msgspec.msgpack.Ext(_ARRAY, _write_shape((name, value.shape)))
 
     def _read_array(self, code: int, data: memoryview) -> NDArray[Any]:
         if code != _ARRAY:
             raise ValueError(f"extension {code}")
-        name, shape = msgspec.msgpack.decode(data, type=tuple[str, tuple[int, ...]])
+        name, shape = _read_shape(data)
         if name not in _DTYPES or self._next >= len(self._arrays):
             raise ValueError(f"an array of {name!r}, the {self._next + 1}. of {len(self._arrays)}")
         frame = self._arrays[self._next]
@@ -111,16 +116,26 @@ class Codec:
 
 def _checksum(body: Frame, arrays: Sequence[Frame]) -> int:
     """Of the frames, as far as the first byte of the body says, and of where each ends."""
-    lengths = struct.pack(f"<{len(arrays) + 1}Q", len(body), *map(len, arrays))
-    checksum = zlib.crc32(body, zlib.crc32(lengths))
+    checksum = zlib.crc32(body, zlib.crc32(_lengths(len(arrays) + 1).pack(len(body), *map(len, arrays))))
     for array in () if body[:1] == _SEALED else arrays:
         checksum = zlib.crc32(array, checksum)
     return checksum
 
 
+@lru_cache(maxsize=256)
+def _lengths(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}Q")
+
+
 def _check_array(kind: Any, value: Any) -> Any:
     """A field of type NDArray[x] holds an array of x."""
-    wanted = get_args(get_args(kind)[1])[0] if len(get_args(kind)) == 2 else None
-    if not isinstance(value, np.ndarray) or wanted is None or value.dtype != np.dtype(wanted):
+    wanted = _dtype_of(kind)
+    if not isinstance(value, np.ndarray) or wanted is None or value.dtype != wanted:
         raise ValueError(f"{kind} was to be read, and {type(value).__name__} came")
     return value
+
+
+@lru_cache(maxsize=256)
+def _dtype_of(kind: Any) -> np.dtype[Any] | None:
+    """Of what a field of this type holds; None for one that holds no array."""
+    return np.dtype(get_args(get_args(kind)[1])[0]) if len(get_args(kind)) == 2 else None

@@ -185,17 +185,27 @@ def free_ports() -> int:
     raise AssertionError("no two free ports in a row")
 
 
-def test_a_stranger_at_an_ipc_socket_is_counted_and_breaks_nothing(make_parent: MakeParent, tmp_path: Path) -> None:
-    import zmq
-
+def test_nobody_else_finds_a_link_of_one_host(make_parent: MakeParent, tmp_path: Path) -> None:
     parent = make_parent()
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
-        push.connect(f"ipc://{tmp_path}/link.up")
-        for frames in ([b""], [b"x" * 100], [b"1234" * 3] * 40, [b"x"] * 5000):
-            push.send_multipart(frames)
-        wait_for(lambda: parent.system.dead_letters.total == 4)
-    assert set(parent.system.dead_letters.by_reason) == {Reason.MALFORMED}
+    parent.talk(1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No such file"):
+        parent.sockets.join(f"ipc://{tmp_path}/link")
     parent.talk(10)
+
+
+def test_the_end_of_a_process_of_this_host_is_seen_by_itself(make_parent: MakeParent) -> None:
+    parent = make_parent()
+    parent.talk(100)
+    parent.child.kill()
+
+    def down() -> bool:
+        parent.now += 0.01  # less than any silence
+        parent.sockets.wake()
+        return len(parent.listener.heard) == 101
+
+    wait_for(down)
+    assert parent.listener.heard[-1] == Down("echo", "lost: its end of the link is closed")
 
 
 def test_tcp_without_keys_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from pawl.actors.names import UNIFIED, names_of
-from pawl.actors.runtime.processes.sockets import SocketWire
+from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.child import Child
 from pawl.build.hosts.host import Host, OneHost, ReplicaFailed, Running
 from pawl.build.ready import Setup

@@ -310,8 +310,13 @@ class Link:
 
     def ends(self, reason: str) -> None:
         """The other process is known to have ended: what it has said still arrives, then it is lost."""
-        self._ends = self._ends or (self._host.clock() + LAST_WORDS_S, reason)
+        self._ends = (self._ends[0] if self._ends else self._host.clock() + LAST_WORDS_S, reason)
         self._wire.wake()
+
+    def hung_up(self, reason: str) -> None:
+        """The wire has ended. Whoever knows why the process did says it better, before or after."""
+        if self._ends is None:
+            self.ends(reason)
 
     def close(self, linger_s: float, last: Word | None = None) -> None:
         """Neither send nor receive any more, after a `last` word."""

@@ -24,8 +24,9 @@ from pawl.actors.names import DECODE, PREFILL
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.processes.keys import Keys
-from pawl.actors.runtime.processes.sockets import Sockets, SocketWire
+from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.addresses import host_and_port, resolved
 from pawl.build.hosts.door import Door
 from pawl.build.hosts.host import Host, ReplicaFailed, ThisHost

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from pawl.actors.runtime.processes.sockets import Sockets, SocketWire
+from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.child import Child
 from pawl.build.ready import Setup, Told
 from pawl.gpu.children import OwnFolder

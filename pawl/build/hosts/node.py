@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from pawl.actors.runtime.processes.link import Link
-from pawl.actors.runtime.processes.sockets import SocketWire
+from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.host import HostLost, Running
 from pawl.build.hosts.messages import Exited, Join, Said, Start, Started, Stop
 from pawl.build.ready import Setup, Told

@@ -1,0 +1,152 @@
+"""Messages over a stream: whole and in order however they are cut, and an end where what comes is none."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pawl.actors.runtime.codec import Frame
+from pawl.actors.runtime.processes.frames import MOST_BYTES, MOST_FRAMES
+from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.actors.runtime.processes.streams import AT_ONCE_BYTES, Broken, Incoming, after
+from tests.actors.linked_systems import wait_for
+
+
+def written(frames: Sequence[bytes]) -> bytes:
+    """As the module says."""
+    lengths = [len(frame) for frame in frames]
+    return struct.pack(f"<{1 + len(lengths)}I", len(lengths), *lengths) + b"".join(frames)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    other.setblocking(False)
+    yield one, other
+    one.close()
+    other.close()
+
+
+def everything(incoming: Incoming, source: socket.socket) -> list[list[bytes]]:
+    """What has come by now."""
+    found: list[list[bytes]] = []
+    try:
+        while True:
+            found += [[bytes(frame) for frame in frames] for frames in incoming.read(source)]
+    except BlockingIOError:
+        return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_messages_are_whole_however_they_are_cut(seed: int, pair: tuple[socket.socket, socket.socket]) -> None:
+    chance = random.Random(seed)
+    one, other = pair
+    sizes = (0, 1, 7, 300, AT_ONCE_BYTES - 20, AT_ONCE_BYTES, AT_ONCE_BYTES + 1, 3 * AT_ONCE_BYTES)
+    messages = [
+        [chance.randbytes(chance.choice(sizes)) for _ in range(chance.choice((1, 2, 3, 40)))]
+        for _ in range(chance.randrange(1, 12))
+    ]
+    stream, incoming, found = b"".join(map(written, messages)), Incoming(), []
+    while stream:
+        cut = chance.choice((1, 3, 50, 5000, AT_ONCE_BYTES, 150_000))
+        one.sendall(stream[:cut])
+        stream = stream[cut:]
+        found += everything(incoming, other)
+    assert found == messages
+    one.close()
+    with pytest.raises(EOFError):
+        incoming.read(other)
+
+
+def test_arrays_of_large_messages_lie_where_numbers_do(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    one.sendall(written([b"head", bytes(100_000), bytes(8)]))
+    incoming, frames = Incoming(), []
+    while not frames:
+        frames = incoming.read(other)
+    assert [np.frombuffer(frame, np.uint8).ctypes.data % 8 for frame in frames[0][1:]] == [0, 0]
+
+
+@pytest.mark.parametrize("head", [(0,), (MOST_FRAMES + 1,), (1, MOST_BYTES + 1), (2**32 - 1, 2**32 - 1)])
+def test_what_is_no_message_is_the_end(head: tuple[int, ...], pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    one.sendall(written([b"before"]) + struct.pack(f"<{len(head)}I", *head))
+    with pytest.raises(Broken):
+        Incoming().read(other)
+
+
+def test_what_is_left_of_parts() -> None:
+    parts = [memoryview(b"ab"), memoryview(b""), memoryview(b"cde")]
+    lefts = [b"".join(after(parts, count)) for count in range(6)]
+    assert lefts == [b"abcde", b"bcde", b"cde", b"de", b"e", b""]
+
+
+class Noted:
+    """A link that notes what comes."""
+
+    peer = "other"
+
+    def __init__(self) -> None:
+        self.heard: list[list[bytes]] = []
+        self.hung: list[str] = []
+        self.pumps = threading.Semaphore(0)
+
+    def receive(self, frames: Sequence[Frame]) -> None:
+        self.heard.append([bytes(frame) for frame in frames])
+
+    def hung_up(self, reason: str) -> None:
+        self.hung.append(reason)
+
+    def pump(self) -> None:
+        self.pumps.release()
+
+    def tick(self) -> float:
+        return 1e12
+
+
+def test_a_wire_takes_no_more_while_it_is_full_and_says_when_it_does(tmp_path: Path) -> None:
+    sockets, elsewhere = Sockets(), Sockets()
+    one: Any = Noted()
+    other: Any = Noted()
+    waits = sockets.bind(f"ipc://{tmp_path}/link")
+    assert not waits.send([b"nobody is there yet"])
+    comes = elsewhere.join(f"ipc://{tmp_path}/link")
+    waits.carry(one)
+    one.pumps.acquire()
+    page, count = bytes(range(256)) * 4096, 0
+    while waits.send([b"%d" % count, page]):
+        count += 1
+    assert count
+    assert not waits.send([b"still"])
+    comes.carry(other)
+    one.pumps.acquire()
+    assert waits.send([b"again"])
+    waits.close(60.0)
+    wait_for(lambda: bool(other.hung))
+    assert other.heard == [*([b"%d" % at, page] for at in range(count)), [b"again"]]
+    sockets.close()
+    elsewhere.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_message_is_counted_and_ends_the_wire(tmp_path: Path) -> None:
+    sockets, link = Sockets(), Noted()
+    waits = sockets.bind(f"ipc://{tmp_path}/link")
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.connect(f"{tmp_path}/link")
+    anything: Any = link
+    waits.carry(anything)
+    stranger.sendall(bytes(100))
+    wait_for(lambda: bool(link.hung))
+    assert link.heard == [[]]
+    assert link.hung == ["a message of 0 frames"]
+    stranger.close()
+    sockets.close()
