@@ -230,16 +230,16 @@ private:
             highest = maximum(scores[v], highest);
         }
         const float top = std::max(state.maximum, maximum_of_lanes(highest));
-        Floats sum{};
+        Floats sums[kParts / kLanes] = {};
         for (int v = 0; v < kVectors; ++v) {
             const Floats weight = seen[v] ? power_of_two(scores[v] - top) : Floats{};
-            sum += weight;
+            sums[v % (kParts / kLanes)] += weight;
             Element::store_narrow(weights + v * kLanes, weight);
         }
         // The common case spelled out: 2 ** 0 is exactly 1.
         const float keep = top == state.maximum ? 1.0f : power_of_two(all(state.maximum - top))[0];
         keep_[size_t(row)] = keep;
-        state = State{top, state.sum * keep + sum_of_lanes(sum)};
+        state = State{top, state.sum * keep + sum_of_parts(sums)};
     }
 
     void accumulate(int64_t first_row, int64_t rows, int64_t count) {

@@ -169,6 +169,8 @@ private:
 #elif defined(__AVX2__) && !defined(__AVX512F__)
         const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kValues));
         return (Bytes)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)quants);
+#elif defined(__aarch64__)
+        return (Bytes)vqtbl1q_u8(vld1q_u8(kValues), (uint8x16_t)quants);
 #else
         uint8_t bytes[sizeof(quants)];
         std::memcpy(bytes, &quants, sizeof(bytes));

@@ -26,7 +26,6 @@ SOURCES = Path(__file__).parent
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     # Elements must not depend on their neighbours: nothing is fused or reordered but what the sources say.
     "-ffp-contract=off",
     "-fno-math-errno",
@@ -57,7 +56,7 @@ def find_compiler() -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` sees of the processor, as text."""
+    """What compilers see of the processor, as text."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -66,9 +65,12 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _compiler_flags() -> tuple[str, ...]:
-    # GCC and clang halve their vectors on some processors unless told; only x86 knows the option.
-    return (*FLAGS, "-mprefer-vector-width=512") if platform.machine() in ("x86_64", "AMD64") else FLAGS
+def flags_for(processor: str = "native", machine: str = platform.machine()) -> tuple[str, ...]:
+    """For GCC and clang, which know the processor by this name among those of `machine`'s kind."""
+    if machine in ("x86_64", "AMD64"):
+        # They halve their vectors on some processors unless told.
+        return (*FLAGS, f"-march={processor}", "-mprefer-vector-width=512")
+    return (*FLAGS, f"-mcpu={processor}")
 
 
 def _run(command: Sequence[str]) -> str:
@@ -87,7 +89,7 @@ def compiled_path(compiler: str, directory: Path | None = None) -> Path:
     digest = hashlib.sha256()
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    digest.update(repr((_run([compiler, "--version"]), _compiler_flags(), _processor())).encode())
+    digest.update(repr((_run([compiler, "--version"]), flags_for(), _processor())).encode())
     return (directory or cache_folder()) / "native" / f"pawl-{digest.hexdigest()[:24]}.so"
 
 
@@ -134,7 +136,7 @@ def _compile(compiler: str, folder: Path) -> Path:
     sources = sorted(SOURCES.glob("*.cpp"))
     objects = [folder / f"{source.stem}.o" for source in sources]
     commands = [
-        [compiler, *_compiler_flags(), "-c", str(source), "-o", str(made)]
+        [compiler, *flags_for(), "-c", str(source), "-o", str(made)]
         for source, made in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as executor:

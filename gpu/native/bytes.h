@@ -20,7 +20,8 @@ inline Bytes load_bytes(const uint8_t* from) {
 }
 
 #if (defined(__AVX512VNNI__) && defined(__AVX512F__)) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
-#define PAWL_BYTE_PRODUCTS "byte products"
+#define PAWL_BYTE_PRODUCTS
+constexpr int kMostWeight = 255;
 inline Ints multiply_four(Ints total, Bytes weights, Ints activations) {
 #if defined(__AVX512F__)
     return (Ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, (__m512i)activations);
@@ -29,8 +30,29 @@ inline Ints multiply_four(Ints total, Bytes weights, Ints activations) {
 #endif
 }
 
+#elif defined(__aarch64__)
+#define PAWL_BYTE_PRODUCTS
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int kMostWeight = 255;
+inline Ints multiply_four(Ints total, Bytes weights, Ints activations) {
+    return (Ints)vusdotq_s32((int32x4_t)total, (uint8x16_t)weights, (int8x16_t)activations);
+}
+#else
+constexpr int kMostWeight = 127;   // bytes of both are signed
+inline Ints multiply_four(Ints total, Bytes weights, Ints activations) {
+    const int8x16_t left = (int8x16_t)weights, right = (int8x16_t)activations;
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (Ints)vdotq_s32((int32x4_t)total, left, right);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(left), vget_low_s8(right)), high = vmull_high_s8(left, right);
+    return (Ints)vpadalq_s16((int32x4_t)total, vpaddq_s16(low, high));
+#endif
+}
+#endif
+
 #elif defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
 #define PAWL_PAIR_PRODUCTS
+constexpr int kMostWeight = 32767 / (2 * 127);   // for a pair of products in 16 bits
 #if defined(__AVX512BW__)
 inline Ints multiply_pairs(Bytes weights, Ints activations) {
     return (Ints)_mm512_maddubs_epi16((__m512i)weights, (__m512i)activations);
@@ -51,23 +73,9 @@ inline Ints add_pairs(Ints shorts) { return (Ints)_mm256_madd_epi16((__m256i)sho
 template <int kLargest, int kSteps>
 inline Ints dot_bytes(Ints total, const Bytes* weights, const Unit* activations) {
     const auto spread = [&](int step) { return Ints{} + int32_t(activations[step]); };
-#if defined(PAWL_BYTE_PRODUCTS)
-#pragma GCC unroll 8
-    for (int step = 0; step < kSteps; ++step) total = multiply_four(total, weights[step], spread(step));
-#elif defined(PAWL_PAIR_PRODUCTS)
-    constexpr int kMost = 32767 / (2 * 127 * kLargest);   // pairs of products that a sum of 16 bits holds
-    if constexpr (kMost > 0) {
-        constexpr int kGroup = kMost >= kSteps ? kSteps : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
-#pragma GCC unroll 8
-        for (int first = 0; first < kSteps; first += kGroup) {
-            Ints sum = multiply_pairs(weights[first], spread(first));
-#pragma GCC unroll 8
-            for (int step = first + 1; step < first + kGroup; ++step)
-                sum = add_shorts(sum, multiply_pairs(weights[step], spread(step)));
-            total += add_pairs(sum);
-        }
-    } else {
-        // One pair of large weights is too much: the halves of each byte by themselves.
+#if defined(PAWL_BYTE_PRODUCTS) || defined(PAWL_PAIR_PRODUCTS)
+    if constexpr (kLargest > kMostWeight) {
+        // Too much for one product: the halves of each byte by themselves.
         const Bytes nibbles = Bytes{} + 0x0f0f0f0fu;
         Bytes low[kSteps], high[kSteps];
 #pragma GCC unroll 8
@@ -75,7 +83,22 @@ inline Ints dot_bytes(Ints total, const Bytes* weights, const Unit* activations)
             low[step] = weights[step] & nibbles;
             high[step] = (weights[step] >> 4) & nibbles;
         }
-        total = dot_bytes<15, kSteps>(total, low, activations) + (dot_bytes<15, kSteps>(Ints{}, high, activations) << 4);
+        return dot_bytes<15, kSteps>(total, low, activations) + (dot_bytes<15, kSteps>(Ints{}, high, activations) << 4);
+    }
+#endif
+#if defined(PAWL_BYTE_PRODUCTS)
+#pragma GCC unroll 8
+    for (int step = 0; step < kSteps; ++step) total = multiply_four(total, weights[step], spread(step));
+#elif defined(PAWL_PAIR_PRODUCTS)
+    constexpr int kMost = std::max(kMostWeight / kLargest, 1);   // pairs of products that a sum of 16 bits holds
+    constexpr int kGroup = kMost >= kSteps ? kSteps : kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
+#pragma GCC unroll 8
+    for (int first = 0; first < kSteps; first += kGroup) {
+        Ints sum = multiply_pairs(weights[first], spread(first));
+#pragma GCC unroll 8
+        for (int step = first + 1; step < first + kGroup; ++step)
+            sum = add_shorts(sum, multiply_pairs(weights[step], spread(step)));
+        total += add_pairs(sum);
     }
 #else
     for (int step = 0; step < kSteps; ++step)
@@ -102,6 +125,9 @@ inline int32_t sum_of_lanes(Ints value) {
 inline int32_t maximum_of_lanes(Ints value) {
     return fold_lanes(value, [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
 }
+#elif defined(__aarch64__)
+inline int32_t sum_of_lanes(Ints value) { return vaddvq_s32((int32x4_t)value); }
+inline int32_t maximum_of_lanes(Ints value) { return vmaxvq_s32((int32x4_t)value); }
 #else
 inline int32_t sum_of_lanes(Ints value) {
     int32_t sum = 0;
@@ -129,6 +155,8 @@ inline Floats load_halves(const uint8_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__aarch64__)
+    return (Floats)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)));
 #else
     uint16_t halves[kLanes];
     std::memcpy(halves, from, sizeof(halves));

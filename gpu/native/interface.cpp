@@ -31,10 +31,20 @@ extern "C" {
 const char* pawl_native_target() {
 #if defined(__AVX512BF16__)
     return "avx512 with bf16 products";
+#elif defined(__AVX512VNNI__)
+    return "avx512 with byte products";
 #elif defined(__AVX512F__)
     return "avx512";
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+    return "avx2 with byte products";
 #elif defined(__AVX__) && defined(__FMA__)
     return "avx2";
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return "neon with bf16 products";
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return "neon with byte products";
+#elif defined(__aarch64__)
+    return "neon";
 #else
     return "generic";
 #endif

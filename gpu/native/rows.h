@@ -8,13 +8,14 @@
 namespace pawl {
 
 inline float sum_of_squares(const float* row, int64_t size) {
-    const int64_t whole = size / kLanes * kLanes;
-    Floats total{};
-    for (int64_t i = 0; i < whole; i += kLanes) {
-        const Floats value = load<Floats>(row + i);
-        total = multiply_add(value, value, total);
-    }
-    float sum = sum_of_lanes(total);
+    const int64_t whole = size / kParts * kParts;
+    Floats parts[kParts / kLanes] = {};
+    for (int64_t i = 0; i < whole; i += kParts)
+        for (int part = 0; part < kParts / kLanes; ++part) {
+            const Floats value = load<Floats>(row + i + part * kLanes);
+            parts[part] = multiply_add(value, value, parts[part]);
+        }
+    float sum = sum_of_parts(parts);
     for (int64_t i = whole; i < size; ++i) sum += row[i] * row[i];
     return sum;
 }

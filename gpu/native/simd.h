@@ -2,7 +2,8 @@
 //
 // Everything rests on one promise: the value of an element is a function of that element's inputs only, computed by
 // the same operations in the same order whatever stands beside it. So the compiler may not fuse or reorder anything by
-// itself (-ffp-contract=off, no fast-math); where a fused multiply-add is wanted it is written.
+// itself (-ffp-contract=off, no fast-math); where a fused multiply-add is wanted it is written. Nor is there an operation
+// whose order hangs on how wide vectors are: every machine that fuses multiply and add has the same bits.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,8 @@
 
 #if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace pawl {
@@ -53,6 +56,8 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX__) && defined(__FMA__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
@@ -60,7 +65,7 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
 
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
-// The lanes folded in halves by `fold`: the order is fixed by the vector's width alone.
+// The lanes folded in halves by `fold`.
 template <class Fold>
 inline float fold_lanes(Floats value, Fold&& fold) {
 #if defined(__AVX512F__)
@@ -69,6 +74,9 @@ inline float fold_lanes(Floats value, Fold&& fold) {
     const __m128 four = fold(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = fold(four, _mm_movehl_ps(four, four));
     return fold(two, _mm_shuffle_ps(two, two, 1))[0];
+#elif defined(__aarch64__)
+    const float32x2_t two = fold(vget_low_f32((float32x4_t)value), vget_high_f32((float32x4_t)value));
+    return fold(two[0], two[1]);
 #else
     float lanes[kLanes];
     store(lanes, value);
@@ -80,6 +88,15 @@ inline float fold_lanes(Floats value, Fold&& fold) {
 
 inline float sum_of_lanes(Floats value) {
     return fold_lanes(value, [](auto a, auto b) { return a + b; });
+}
+
+// A sum along a row is kept in as many parts as the widest vectors have lanes: part i is of the elements i, i + 16, ...
+constexpr int kParts = 16;
+
+inline float sum_of_parts(Floats (&parts)[kParts / kLanes]) {
+    for (int count = kParts / kLanes / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; ++i) parts[i] += parts[i + count];
+    return sum_of_lanes(parts[0]);
 }
 
 inline float maximum_of_lanes(Floats value) {

@@ -8,6 +8,8 @@
 // changes only which registers are used, so a row's result does not depend on its neighbours.
 #pragma once
 
+#include <algorithm>
+
 #include "element.h"
 
 namespace pawl {
@@ -15,11 +17,16 @@ namespace pawl {
 constexpr int kPanelVectors = kPanel / kLanes;
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;  // 16 accumulators keep two pipes of latency 6 busy; more rows run out of address registers
-#elif defined(__AVX__) || defined(__aarch64__)
+#elif defined(__AVX__)
 constexpr int kTileRows = 3;
+#elif defined(__aarch64__)
+constexpr int kTileRows = 4;
 #else
 constexpr int kTileRows = 1;
 #endif
+
+// Columns are computed so many vectors at a time: accumulators must not leave the registers.
+constexpr int kTileVectors = std::min(kPanelVectors, 4);
 
 // What to bring close while a tile is computed: two cache lines at `from`, moving on by `step` units with each unit of
 // depth. A panel that serves one tile is read once, so its own next pages are fetched; one that serves many hides the
@@ -41,33 +48,35 @@ inline Fetch fetch_for(const Unit* panel, const Unit* next_panel, int64_t depth,
 template <class Element, int kRows, bool kKeep>
 __attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth,
                                              float* c, const float* keep, Fetch fetch) {
-    Floats total[kRows][kPanelVectors];
+    for (int column = 0; column < kPanel; column += kTileVectors * kLanes, c += kTileVectors * kLanes) {
+        Floats total[kRows][kTileVectors];
 #pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row)
+        for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 8
-        for (int v = 0; v < kPanelVectors; ++v)
-            total[row][v] = kKeep ? load<Floats>(c + row * kPanel + v * kLanes) * keep[row] : Floats{};
-    for (int64_t k = 0; k < depth; ++k) {
-        Ints columns[kPanelVectors];
+            for (int v = 0; v < kTileVectors; ++v)
+                total[row][v] = kKeep ? load<Floats>(c + row * kPanel + v * kLanes) * keep[row] : Floats{};
+        const Unit* from = panel + column;
+        for (int64_t k = 0; k < depth; ++k, from += kPanel) {
+            Ints columns[kTileVectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < kPanelVectors; ++v) columns[v] = load<Ints>(panel + v * kLanes);
-        panel += kPanel;
-        if (!kKeep) {
-            __builtin_prefetch(fetch.from, 0, 2);
-            __builtin_prefetch(fetch.from + 16, 0, 2);
-            fetch.from += fetch.step;
+            for (int v = 0; v < kTileVectors; ++v) columns[v] = load<Ints>(from + v * kLanes);
+            if (!kKeep && column == 0) {
+                __builtin_prefetch(fetch.from, 0, 2);
+                __builtin_prefetch(fetch.from + 16, 0, 2);
+                fetch.from += fetch.step;
+            }
+#pragma GCC unroll 8
+            for (int row = 0; row < kRows; ++row) {
+                const Ints unit = Ints{} + int32_t(a[row * a_stride + k]);
+#pragma GCC unroll 8
+                for (int v = 0; v < kTileVectors; ++v) total[row][v] = Element::dot(total[row][v], unit, columns[v]);
+            }
         }
 #pragma GCC unroll 8
-        for (int row = 0; row < kRows; ++row) {
-            const Ints unit = Ints{} + int32_t(a[row * a_stride + k]);
+        for (int row = 0; row < kRows; ++row)
 #pragma GCC unroll 8
-            for (int v = 0; v < kPanelVectors; ++v) total[row][v] = Element::dot(total[row][v], unit, columns[v]);
-        }
+            for (int v = 0; v < kTileVectors; ++v) store(c + row * kPanel + v * kLanes, total[row][v]);
     }
-#pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 8
-        for (int v = 0; v < kPanelVectors; ++v) store(c + row * kPanel + v * kLanes, total[row][v]);
 }
 
 // `rows` (1 .. kTileRows) rows: picks the instance.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from structlog.testing import capture_logs
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.native import bindings, build, store
 from pawl.gpu.native.build import NativeUnavailable
-from tests.gpu.driving import logits_in_pieces
-from tests.gpu.native_models import ODD, SWITCHED, alone, make
+from tests.gpu.native_models import ODD, make
 
 
 def fake_compiler(folder: Path, script: str) -> Path:
@@ -84,39 +82,15 @@ def test_a_library_that_is_none_is_a_reason(tmp_path: Path) -> None:
         bindings.Library(tmp_path / "pawl.so")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
-@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_for_lesser_processors_compute_the_same_numbers(
-    processor: str, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To rounding: they add in another order. That a row's bits are its own holds on each of them."""
-    tokens = [list(range(90)), [5, 6, 7], list(range(40, 60))]
-
-    def logits() -> list[torch.Tensor]:
-        made = make(SWITCHED, dtype, threads=2)
-        found = logits_in_pieces(made.backend, made.table, tokens, seed=1)
-        assert torch.equal(alone(made.backend, made.table, 3, tokens[0]), found[0])
-        return found
-
-    native = logits()
-    flags = [flag.replace("native", processor) for flag in build.FLAGS]
-    monkeypatch.setattr(build, "FLAGS", tuple(flags))
-    lesser = bindings.Library(build.build(tmp_path_factory.getbasetemp() / "lesser"))
-    monkeypatch.setattr(store, "load_library", lambda: lesser)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    for ours, theirs in zip(logits(), native, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
 def test_a_store_without_kernels_is_refused() -> None:
     with pytest.raises(NativeUnavailable, match="float16"):
         make(ODD, torch.float16)
 
 
 def test_the_kernels_know_their_target() -> None:
-    assert make(ODD, torch.float32).backend.target in ("avx512 with bf16 products", "avx512", "avx2", "generic")
+    name, _, more = make(ODD, torch.float32).backend.target.partition(" with ")
+    assert name in ("avx512", "avx2", "neon", "generic")
+    assert more in ("", "byte products", "bf16 products")
 
 
 def test_where_the_cache_cannot_be_written_kernels_are_compiled_for_this_process(

@@ -21,7 +21,6 @@ from pawl.gpu.weights.blocks import BlockFormat
 from tests.gpu.quantised import FORMATS, Floats, numbers, product, random_blocks
 
 SOURCES = (Path(__file__).with_name("quantised_products.cpp"), build.SOURCES / "quantised.cpp")
-_FLAGS = [flag for flag in build._compiler_flags() if not flag.startswith("-march")]
 NATIVE, AVX2 = "native", "haswell"
 OTHERS = ("x86-64", "skylake-avx512", "icelake-server", "alderlake")
 _NEEDS = {"haswell": "avx2", "skylake-avx512": "avx512bw", "icelake-server": "avx512_vnni", "alderlake": "avx_vnni"}
@@ -35,7 +34,7 @@ def kernels(processor: str) -> ctypes.CDLL:
     if needed not in Path("/proc/cpuinfo").read_text() and needed:
         pytest.skip(f"this processor has no {needed}")
     path = Path(mkdtemp()) / f"{processor}.so"
-    command = [build.find_compiler(), *_FLAGS, f"-march={processor}", "-shared", f"-I{build.SOURCES}"]
+    command = [build.find_compiler(), *build.flags_for(processor), "-shared", f"-I{build.SOURCES}"]
     subprocess.run([*command, *map(str, SOURCES), "-o", str(path)], check=True, capture_output=True)
     loaded = ctypes.CDLL(str(path))
     loaded.stored_bytes.restype = ctypes.c_int64
