@@ -20,7 +20,6 @@ from pawl.actors.messages.replicas import (
     Parted,
     ReplicaFailed,
     ReplicaJoined,
-    ReplicaLeft,
     ReplicaUp,
 )
 from pawl.actors.messages.weights import WeightsServed
@@ -156,8 +155,7 @@ class Fleet:
         self.prefillers.decoder_down(replica, "it leaves")
         self._parting[replica.number] = replica
         log.info("a replica has left", replica=replica.number, open=replica.num_open)
-        whole = not self._is_busy(replica)
-        self._send_gateway(ReplicaLeft(replica.number, replica.names.recorder, whole))
+        self._send_gateway(replica.left(whole=not self._is_busy(replica)))
         self._not_among(replica, "its replica has left")
         self._place_again(replica.number)
         self.size.tell()

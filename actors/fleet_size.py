@@ -138,8 +138,8 @@ class FleetSize:
         self.call_back()
 
     def call_back(self) -> None:
-        """Who leaves takes requests again, if one is missing."""
-        for replica in self.leaving[: max(0, self.num_missing)]:
+        """Who leaves takes requests again, if too few do: one that is started may come late, or not at all."""
+        for replica in self.leaving[: max(0, self.wanted - len(self.taking))]:
             replica.leaving = 0
 
     def settle_for_less(self) -> None:

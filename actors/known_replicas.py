@@ -58,4 +58,5 @@ class KnownReplicas:
             context = self._host.context
             if self._trace is not None:
                 self._trace.left(left.recorder, context.now(), whole=left.whole)
+            self._losses.give_up(left.gone)
             context.send(ROUTER, Parted(left.replica), Lane.CONTROL)

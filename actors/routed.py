@@ -10,7 +10,7 @@ import numpy as np
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Stalled
 from pawl.actors.messages.generate import Admitted, Ended, Generate, Resumed, StepTokens, Timing, Usage
-from pawl.actors.messages.replicas import ReplicaLost
+from pawl.actors.messages.replicas import ReplicaLeft, ReplicaLost
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
@@ -143,6 +143,10 @@ class Replica:
     def lost(self, name: str, reason: str) -> ReplicaLost:
         """What the gateway is told when it is given up, as its actor `name` is gone."""
         return ReplicaLost(self.names.recorder, tuple(sorted(self.names.own)), name, reason)
+
+    def left(self, *, whole: bool) -> ReplicaLeft:
+        """What the gateway is told when it has nothing to do any more; `whole`: others get nothing of what it had."""
+        return ReplicaLeft(self.number, self.names.recorder, tuple(sorted(self.names.own)), whole)
 
     @property
     def load(self) -> Load:

@@ -79,7 +79,7 @@ class TraceLosses:
             self._told[loss.source] = loss
 
     def give_up(self, actors: Iterable[str]) -> None:
-        """The replica with these actors is lost, and its trace with it."""
+        """The replica with these actors is lost, or leaves, and its trace with it."""
         self._given_up |= {source for name in actors for source in (name, to_recorder(name))}
         for source in self._given_up:
             self._told.pop(source, None)

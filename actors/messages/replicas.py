@@ -77,6 +77,8 @@ class ReplicaLeft(msgspec.Struct, frozen=True, tag=True):
 
     replica: int
     recorder: str
+    gone: tuple[str, ...]
+    """Its actors."""
     whole: bool
     """All that it had have ended there: its trace has all that their clients were told."""
 

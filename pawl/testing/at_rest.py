@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from pawl.actors.control import row_of
+from pawl.actors.control import Ask, row_of
 from pawl.actors.fleet import OTHER_WEIGHTS
 from pawl.actors.messages.control import LATE, Reply, Stalled
 from pawl.actors.messages.generate import Usage
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import ToLinker
 from pawl.actors.messages.transfer import Saved
-from pawl.actors.names import NAMES
+from pawl.actors.names import NAMES, Names
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR
@@ -25,7 +25,7 @@ from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.testing.books import doubled_timers, open_books
-from pawl.testing.clients import GONE, Client
+from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.pairs import check_pairs
 from pawl.testing.profiles import profile_at_rest
@@ -257,17 +257,29 @@ class EndChecks:
         stopped, as the storage does."""
         if any(replica.lost and letter.to in replica.names.own for replica in self.run.replicas):
             return True  # what it was at when it was given up is left as it is
-        if any(replica.left and letter.to == replica.names.scheduler for replica in self.run.replicas) and isinstance(
-            letter.message, Abort | Finish
-        ):
-            return True  # while it was on its way the request ended by itself, and then its replica left
+        if any(self._after_it_left(letter, replica.names) for replica in self.run.replicas if replica.left):
+            return True
         if isinstance(letter.message, Saved):
             return not letter.message.keys and letter.sender in {replica.names.worker for replica in self.run.replicas}
         return isinstance(letter.message, WHILE_STOPPING)
 
+    def _after_it_left(self, letter: DeadLetter, names: Names) -> bool:
+        """Whether it was for the scheduler of a replica whose time to leave was over: what the router asked of it, or
+        its own actors were at, or a word to a request that has ended by itself."""
+        if isinstance(letter.message, Ask):
+            return letter.to in names.own
+        theirs = letter.sender in names.own or isinstance(letter.message, Abort | Finish)
+        return theirs and letter.to == names.scheduler
+
     def excuses(self, answer: Reply) -> bool:
         """Whether a control message may be answered so, whatever its row says."""
         return False
+
+    def _is_owed_by_nobody(self, answer: Reply) -> bool:
+        """Whether whoever was to answer is gone."""
+        gone = GONE if self.run.failed else ()
+        left = (LEFT,) if any(replica.left for replica in self.run.replicas) else ()
+        return any(words in answer.message for words in (*gone, *left))
 
     def _check_answers(self) -> None:
         """Each control message was answered once, and as its row says it must be. Where time was made to fly, or the
@@ -278,7 +290,7 @@ class EndChecks:
             row = row_of(control.body)
             if len(answers) > 1 or (not answers and not self._cut_short()):
                 raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
-            gone = any(words in answers[0].message for words in GONE) if self.run.failed and answers else False
+            gone = bool(answers) and self._is_owed_by_nobody(answers[0])
             late = bool(answers) and (LATE in answers[0].message or answers[0].body.get("num_pending", 0) > 0)
             excused = for_another or gone or (self.run.workload.shape.steps_take_time and late)
             wrong = None if excused or self.excuses(answers[0]) else row.check(control.body, answers[0])

@@ -27,6 +27,8 @@ from pawl.testing.workload import Arrival, Control, Workload
 MOST_UNDONE = 8
 GONE = ("is gone", "is not running", "is being started again")
 """Words of an answer that a lost replica owed."""
+LEFT = "has left"
+"""Words of one that a replica owed whose time to leave was over."""
 AGAIN_S = 0.05
 """Virtual seconds between two tries to undo something."""
 
@@ -265,7 +267,9 @@ class FrontDesk(Gateway):
     def _undone(self, index: int, reply: Reply) -> None:
         """What is refused because something else is under way is asked for again, as an operator would."""
         self._undoing[index] += 1
-        later = any(words in reply.message for words in (UPDATING, MOVING, *GONE))  # several replicas speak at once
+        later = any(
+            words in reply.message for words in (UPDATING, MOVING, LEFT, *GONE)
+        )  # several replicas speak at once
         if later and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))
         else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pawl.actors.messages.generate import Generate
-from pawl.actors.messages.replicas import ReplicaUp
+from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names
 from pawl.actors.placement import PLACEMENTS, Load
 from pawl.actors.routed import NOBODY, stream_of
@@ -77,6 +77,10 @@ class SimulatedStarter:
         return self._start(role)
 
     def _start(self, role: str) -> str:
+        """As a real one it tries more than once, so that one of them fails is not to be seen."""
+        if self._run.system.strikes("start"):
+            self._run.system.send(ROUTER, ReplicaFailed("it was made to fail", role))
+            return ""
         names = self._run.start_replica(role).names
         self._run.system.send(ROUTER, ReplicaUp(names))
         watch_replica(self._run.system, names)
@@ -278,6 +282,9 @@ class WatchedRouter(Router):
         size = self.fleet.size
         if not len(size.taking) <= size.wanted <= len(size.taking) + size.num_starting:
             text = f"{size.wanted} replicas are wanted, {len(size.taking)} serve, {size.num_starting} are started"
+            self._report("scaling", text, None)
+        if size.leaving and len(size.taking) < size.wanted:
+            text = f"{len(size.leaving)} leave, and of {size.wanted} that are wanted {len(size.taking)} serve"
             self._report("scaling", text, None)
         for replica in self.replicas.values():
             if replica.leaving and not replica.num_open and not self.fleet.questions.waits_for(replica.number):

@@ -8,10 +8,11 @@ from pawl.actors.control import Ask
 from pawl.actors.control.scaling import ScaleReplicas
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Ended, StepTokens, Timing, Usage
-from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaLeft, ReplicaUp
+from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
 from pawl.actors.present import JOINED, REST_S
+from pawl.actors.routed import Replica
 from pawl.actors.router import Router
 from pawl.actors.scaling import Rule
 from pawl.actors.simulation.manual import ManualContext
@@ -111,7 +112,7 @@ def test_one_that_leaves_gets_nothing_more_and_is_ended_when_its_last_client_has
     draws(router, 1, "w", 7)
     assert starts.ended == []
     ends(router, 2, 1)
-    assert ReplicaLeft(1, "recorder.1", whole=True) in context.take(FRONT.gateway)
+    assert Replica(names_of(1)).left(whole=True) in context.take(FRONT.gateway)
     assert starts.ended == []
     router.receive(Parted(1))
     assert (starts.ended, starts.given_up, sorted(router.replicas)) == ([1], [], [0])
@@ -128,7 +129,7 @@ def test_what_one_that_leaves_has_after_its_time_goes_on_in_another_with_all_tok
     context.advance(5.0)
     (moved,) = given(context, 0)
     assert (moved.request, list(moved.resumed.output) if moved.resumed else []) == (2, [])
-    assert ReplicaLeft(1, "recorder.1", whole=False) in context.take(FRONT.gateway)
+    assert Replica(names_of(1)).left(whole=False) in context.take(FRONT.gateway)
     draws(router, 1, "w", 9)  # what it still says is dropped
     assert router.routed[2].tokens == [7, 8]
 
@@ -230,3 +231,18 @@ def test_a_load_that_stays_adds_a_replica_and_nobody_is_added_where_the_order_sa
     context.advance(60.0)
     router.receive(asked(5))
     assert (starts.num_added, router.fleet.size.wanted) == (1, 1)
+
+
+def test_who_leaves_is_called_back_when_nobody_else_serves_though_another_one_is_being_started() -> None:
+    router, context, starts = routed(2)
+    for request in (1, 2):
+        router.receive(asked(request))
+        opens(router, request, request - 1)
+    given(context, 1)
+    scale(router, context, 3)
+    scale(router, context, 1)  # 0 stays, 1 leaves, and one is still being started
+    is_lost(router, context, 0)
+    router.receive(asked(3))
+    assert [each.request for each in given(context, 1)] == [1, 3]
+    router.receive(ReplicaFailed("no memory", "unified"))
+    assert (starts.given_up, router.fleet.size.wanted, router.fleet.lost) == ([0], 1, "")

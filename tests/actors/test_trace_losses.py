@@ -7,8 +7,8 @@ import pytest
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import TraceLoss
 from pawl.actors.messages.generate import Submit
-from pawl.actors.messages.replicas import ReplicaJoined, ReplicaLost
-from pawl.actors.names import FRONT
+from pawl.actors.messages.replicas import Parted, ReplicaJoined, ReplicaLeft, ReplicaLost
+from pawl.actors.names import FRONT, ROUTER
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
@@ -56,6 +56,22 @@ def test_the_recorder_of_each_replica_is_missed_and_that_of_a_lost_one_is_not() 
     assert actor.trace_losses.status == "ok"
     actor.receive(Down("recorder.1", "lost: killed"))
     assert actor.trace_losses.status == "ok"
+
+
+@pytest.mark.parametrize("loss", [TraceLoss("scheduler.1", "the disk is full", 3), Down("recorder.1", "killed")])
+def test_what_a_replica_loses_that_leaves_is_no_trouble_once_it_has_left(loss: TraceLoss | Down) -> None:
+    actor = Gateway(traced=True, trace_required=True, names=FRONT)
+    context = ManualContext(actor, "gateway")
+    for number in range(2):
+        actor.receive(ReplicaJoined(f"recorder.{number}"))
+    actor.receive(ReplicaLeft(1, "recorder.1", ("recorder.1", "scheduler.1"), whole=True))
+    actor.receive(loss)
+    assert actor.trace_losses.refusal
+    actor.settled()
+    assert context.take(ROUTER) == [Parted(1)]
+    assert (actor.trace_losses.status, actor.trace_losses.refusal) == ("ok", "")
+    actor.receive(loss)
+    assert actor.trace_losses.refusal == ""
 
 
 def test_a_trace_that_is_written_again_takes_requests_again() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.fleet import Fleet
 from pawl.actors.fleet_size import FleetSize
 from pawl.actors.joining import Joining
+from pawl.actors.known_replicas import KnownReplicas
 from pawl.actors.placement import PrefixAffinity, RoundRobin
 from pawl.actors.present import Present
 from pawl.actors.replica_asks import ReplicaAsks
@@ -80,6 +81,18 @@ REPLICAS = (
         "bounded_progress",
         "Requests of a replica that has had its time to leave go on nowhere.",
         Edit(Fleet._left, "self._place_again(replica.number)", "pass"),
+    ),
+    _mutant(
+        "who_leaves_is_not_called_back",
+        "scaling",
+        "A replica leaves though the one that stayed is lost, as yet another is being started: requests wait for that.",
+        Edit(FleetSize.call_back, "self.wanted - len(self.taking)", "self.num_missing"),
+    ),
+    _mutant(
+        "trouble_of_who_left_stays",
+        "auxiliary_conservation",
+        "A recorder that is gone, of a replica that leaves, is missed for ever.",
+        Edit(KnownReplicas.part, "self._losses.give_up(left.gone)", "pass"),
     ),
     _mutant(
         "low_load_ends_a_replica_at_once",
