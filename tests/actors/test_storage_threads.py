@@ -35,7 +35,7 @@ from pawl.memory.tiers.host import HostPool
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, PAGE_SIZE
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 LEASE_S = 0.02
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
 
     from benchmarks.second_host import SecondHost
     from tests.pawl.fake_engine import Served
+
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> None:
+    """Clients that name no time wait as long as the others: httpx's own five seconds pass where other work has the
+    processors."""
+    if find_spec("httpx") is not None:
+        from httpx._config import DEFAULT_TIMEOUT_CONFIG
+
+        for part in ("connect", "read", "write", "pool"):
+            setattr(DEFAULT_TIMEOUT_CONFIG, part, PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +52,7 @@ def client(served: Served) -> Iterator[httpx.Client]:
     import httpx
 
     # Plain HTTP: reading the certificates for each client would take longer than most tests.
-    with httpx.Client(base_url=served.url, timeout=20.0, verify=False) as client:
+    with httpx.Client(base_url=served.url, timeout=PATIENCE_S, verify=False) as client:
         yield client
     gateway = served.engine.gateway
     served.on_loop(served.engine.release)

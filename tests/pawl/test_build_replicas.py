@@ -15,7 +15,7 @@ from pawl.build.replicas import ENOUGH, Replicas
 from pawl.build.wiring import ActorSpec
 from pawl.config import ServerConfig
 
-GENEROUS_S = 30.0
+GENEROUS_S = 60.0
 
 
 class Listens(Actor):

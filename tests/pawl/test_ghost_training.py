@@ -195,7 +195,7 @@ def test_a_server_that_is_killed_leaves_a_trace_in_which_nothing_is_wrong_but_it
         assert process.stdout is not None
         found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stdout)
         url = next(match[0] for match in found if match)
-        with httpx.Client(base_url=url, timeout=30.0) as client:
+        with httpx.Client(base_url=url, timeout=60.0) as client:
             ask(client, [1, 2, 3], 5)
             weights = GhostWeights.named("ghost:a+b")
             if moment == "while paused for one":

@@ -73,7 +73,7 @@ async def crowd(address: tuple[str, int], prompts: list[list[int]], leaving: lis
 
 async def rest(address: tuple[str, int]) -> bytes:
     """Status line of a flush, which succeeds only when nothing is live any more."""
-    reader, writer = await post(address, "/flush_cache?timeout=20", {})
+    reader, writer = await post(address, "/flush_cache?timeout=60", {})
     status = await reader.readline()
     writer.close()
     return status

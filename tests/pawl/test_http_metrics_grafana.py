@@ -129,7 +129,7 @@ def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen([PROMETHEUS, *files, f"--web.listen-address={address}"], stderr=log, stdout=log)
     try:
-        with httpx.Client(base_url=f"http://{address}", timeout=10.0, verify=False) as client:
+        with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S, verify=False) as client:
             until = time.monotonic() + PATIENCE_S
             while not ready(client):
                 running = process.poll() is None

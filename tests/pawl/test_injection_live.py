@@ -92,7 +92,7 @@ async def one_of_many(address: tuple[str, int], streamed: bool) -> tuple[Any, li
     """The answer to the marked request, and what two others got meanwhile."""
     sampling = {"max_new_tokens": 6, "temperature": 0, "ignore_eos": True, "stop": ["\x00never"]}
     body = {"input_ids": [SECRET, 2, 3], "rid": MARK, "sampling_params": sampling, "stream": streamed}
-    async with httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", timeout=30.0, verify=False) as client:
+    async with httpx.AsyncClient(base_url=f"http://{address[0]}:{address[1]}", timeout=60.0, verify=False) as client:
         answer, *others = await asyncio.gather(
             client.post("/generate", json=body), *(stream(address, [5, index], None) for index in range(2))
         )
