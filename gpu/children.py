@@ -44,19 +44,18 @@ def ended_by_parent() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END)
 
 
+OWN = "pawl-own-"
+"""How names of folders begin."""
+
+
 class OwnFolder:
     """A folder of mode 0700 below the system's temporary one, locked for as long as this process is there. One that
-    nobody locks is what a killed process has left, and goes when the next one of its kind is made."""
+    nobody locks is what a killed process has left (`remove_left`)."""
 
     def __init__(self, kind: str) -> None:
-        prefix = f"pawl-{kind}-"
-        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            if (lock := _locked(left)) is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
         self._lock: int | None = None
-        while self._lock is None:  # another one, made now, may have removed it before it was locked
-            self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        while self._lock is None:  # another process may have removed it before it was locked
+            self.path = Path(tempfile.mkdtemp(prefix=f"{OWN}{kind}-"))
             self._lock = _locked(self.path)
 
     def close(self) -> None:
@@ -64,6 +63,14 @@ class OwnFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         lock, self._lock = self._lock, None
         if lock is not None:
+            os.close(lock)
+
+
+def remove_left() -> None:
+    """Remove what killed processes of this user have left of their own folders. For whoever starts a server."""
+    for left in Path(tempfile.gettempdir()).glob(f"{OWN}*"):
+        if (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from pawl.gpu.backend import BackendUnavailable
+from pawl.gpu.children import OwnFolder
 from pawl.gpu.folders import cache_folder
 
 SOURCES = Path(__file__).parent
@@ -114,9 +115,9 @@ def build(directory: Path | None = None) -> Path:
 def _made_for_now(compiler: str) -> Path:
     """The library in a temporary folder, which goes when this process ends. Raises NativeUnavailable."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix="pawl-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return _made(compiler, compiled_path(compiler, folder))
+        folder = OwnFolder("kernels")
+        atexit.register(folder.close)
+        return _made(compiler, compiled_path(compiler, folder.path))
     except OSError as error:
         raise NativeUnavailable(f"no folder can be written (set PAWL_CACHE to one): {error}") from error
 

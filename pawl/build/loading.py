@@ -10,6 +10,7 @@ from pawl.build.parts import Parts
 from pawl.build.replicas import places_of, share_of
 from pawl.build.roles import as_set, num_places, roles_of
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.children import remove_left
 from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, part, unheard
 
@@ -57,6 +58,7 @@ def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAM
     """The parts of an engine in this process. Imported only now, each with what it needs: a ghost starts without
     PyTorch, and a name that cannot be is refused (ModelNotFound) before PyTorch is there."""
     report(0.0)
+    remove_left()
     try:
         if config.model == "ghost":
             from pawl.build.ghost import load_ghost

@@ -22,6 +22,7 @@ from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.weight_groups import LOCAL, Trainers
 from pawl.build.lora import lora_settings
+from pawl.build.ready import HERE, Home
 from pawl.build.tiers import make_storage, remote_config, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.grammars.cache import Grammars
@@ -82,6 +83,8 @@ class Parts:
     """Links its process with those of other replicas, where these have to speak with each other."""
     close: Callable[[], None] = nothing
     """Called when the engine has stopped."""
+    home: Home = HERE
+    pid: int = field(default_factory=os.getpid)
     names: Names = NAMES
     """Of the actors, storage and recorder among them; those of one of several replicas are its own."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -12,6 +12,18 @@ from pawl.loops.select import LoopConfig, Role
 
 FRONT = "front"
 """Name of the process of the front."""
+
+
+class Home(NamedTuple):
+    """A machine, to those who look for it."""
+
+    node: str
+    """`front`: that of the front; else the name of its agent, `node.K`."""
+    address: str | None
+    """As it reaches, or is reached by, the others; None where there are none."""
+
+
+HERE = Home(FRONT, None)
 
 
 class Setup(msgspec.Struct, frozen=True):

@@ -54,6 +54,7 @@ class ReplicaProcess:
         self._link: Link | None = None
         self._ended = threading.Event()
         self._elsewhere = bool(host.name)
+        self.home = host.home
         self.where = f"{self.name} on {host.name}" if self._elsewhere else self.name
         """The process, and its host, as people know them."""
         self._wire = host.bind(self.name)
@@ -110,6 +111,11 @@ class ReplicaProcess:
             self._link.ends(f"the process of {self.where} has ended: {how}")
 
     # ---- for the engine ----
+
+    @property
+    def pid(self) -> int:
+        """Of its process, on its host."""
+        return self.ready.pid
 
     def join(self, system: ProcessSystem) -> None:
         """Let the actors of both processes find each other; `meet` is next."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, PriorityQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -26,6 +26,7 @@ from pawl.actors.starter import Starter
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.hosts.layout import layout_of, threads_of
 from pawl.build.parts import Parts
+from pawl.build.ready import Home
 from pawl.build.roles import HAND_OVER_GB, arithmetic_of, num_places, roles_of
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all, watch_replica
 from pawl.config import ConfigError, ServerConfig
@@ -97,6 +98,12 @@ class Replica(Protocol):
 
     @property
     def loop_config(self) -> LoopConfig: ...
+
+    @property
+    def home(self) -> Home: ...
+
+    @property
+    def pid(self) -> int: ...
 
     def close(self) -> object:
         """Its actors have ended: let go of what they had."""
@@ -227,6 +234,13 @@ class Replicas(ABC, Generic[R]):
     def live(self) -> list[R]:
         """Those that are not lost."""
         return list(self._made.values())
+
+    def homes(self) -> list[dict[str, Any]]:
+        """Where each lives that is not lost: its number, role, process, and machine."""
+        return [
+            {"replica": each.names.replica, "role": each.names.role, "pid": each.pid, **each.home._asdict()}
+            for each in self.live()
+        ]
 
     def stop(self) -> tuple[str, ...]:
         """Start none any more. Names of all actors, in the order in which they stop."""

@@ -18,7 +18,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.text.invalid import InvalidRequest, clipped
 from pawl.http.auth import KeyCheck
 from pawl.http.body import UNFINISHED_BODIES, BodyBudget
-from pawl.http.context import ServerContext, Statistics
+from pawl.http.context import Homes, ServerContext, Statistics
 from pawl.http.control import ControlRoutes
 from pawl.http.description import DescriptionRoutes, HasContext
 from pawl.http.embeddings import EmbeddingRoutes
@@ -44,6 +44,7 @@ def create_app(
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     probe_timeout_s: float = 20.0,
     statistics: Statistics = dict,
+    homes: Homes = list,
     hosts: Collection[str] | None = None,
     origins: Collection[str] = (),
     cut: Mapping[str, int] = MappingProxyType({}),
@@ -60,6 +61,7 @@ def create_app(
         max_body_bytes,
         probe_timeout_s,
         BodyBudget(UNFINISHED_BODIES * max_body_bytes),
+        homes,
         cut,
     )
     groups: tuple[type[HasContext], ...] = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -19,6 +20,8 @@ from pawl.http.info import ServerInfo, Tokenization
 
 Statistics = Callable[[], Mapping[str, ActorStatistics]]
 """Counters of the running actors by name."""
+Homes = Callable[[], Sequence[Mapping[str, Any]]]
+"""Where each replica lives: its number, role, process and machine."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ServerContext:
     probe_timeout_s: float
     """How long `/health_generate` waits for its token."""
     bodies: BodyBudget
+    homes: Homes
     cut: Mapping[str, int]
     """Reason -> connections and requests that were cut for it (see `Connection`)."""
     loading: dict[str, asyncio.Future[Reply]] = field(default_factory=dict)

@@ -170,6 +170,7 @@ class ControlRoutes(HasContext):
             "context_length": info.context_length,
             "status": self._ailment() or ("draining" if gateway.draining else self._standstill() or "ready"),
             "open_requests": gateway.num_live,
+            "replica_processes": self.context.homes(),
             "replicas": None if counts is None else msgspec.structs.asdict(counts),
             "startup_time": info.startup_s,
             "max_total_num_tokens": info.num_kv_tokens,

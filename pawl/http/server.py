@@ -269,6 +269,7 @@ class EngineServer:
             admin_api_key=self._config.admin_api_key,
             max_body_bytes=int(self._config.max_body_mb * (1 << 20)),
             statistics=engine.system.statistics,
+            homes=engine.replicas.homes,
             hosts=self._hosts(),
             origins=_words(self._config.cors_origins),
             cut=self._server.limits.cut,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pawl.gpu.children import TO_END, OwnFolder, python, start
+from pawl.gpu.children import TO_END, OwnFolder, python, remove_left, start
 
 READS_FIRST = """
 import sys
@@ -65,7 +65,8 @@ def test_what_a_killed_process_has_left_goes_with_the_next_start_and_nobody_else
     other.mkdir()
     assert start([sys.executable, "-c", MAKES_ONE]).wait() == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 3
-    next_one = OwnFolder("test")
+    next_one = OwnFolder("next")
+    remove_left()
     assert set(tmp_path.iterdir()) == {mine.path, next_one.path, other}
     for folder in (mine, next_one, next_one):
         folder.close()

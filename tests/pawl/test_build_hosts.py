@@ -292,6 +292,9 @@ def test_a_stream_goes_on_when_the_only_node_is_killed_and_started_again(
         text = stream_through(engine, fall)
         (again,) = engine.replicas.live()
         assert again.where == f"replica-1 on node.2 at {host.address}"
+        (home,) = engine.replicas.homes()
+        assert b"pawl.build.replica" in Path(f"/proc/{home.pop('pid')}/cmdline").read_bytes()
+        assert home == {"replica": 1, "role": UNIFIED, "node": "node.2", "address": host.address}
     assert nodes[1].wait(60.0) == 0
     with Engine(ServerConfig(**SETTINGS | {"runtime": "local", "trace_dir": str(tmp_path / "here")})) as engine:
         assert text == stream_through(engine, lambda: None)

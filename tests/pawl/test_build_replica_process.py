@@ -17,7 +17,7 @@ from pawl.actors.names import UNIFIED, names_of
 from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.child import Child
 from pawl.build.hosts.host import Host, OneHost, ReplicaFailed, Running
-from pawl.build.ready import Setup
+from pawl.build.ready import HERE, Setup
 from pawl.build.replica_process import ReplicaProcess, check_alike, started
 from pawl.build.replica_processes import ProcessReplicas
 from pawl.build.wiring import PROCESS_OF, all_names
@@ -144,6 +144,37 @@ def test_the_death_of_the_front_ends_its_requests_as_of_clients_that_hung_up_and
     assert (report.verdict, report.causes) == (Verdict.INCOMPLETE, {Cause.DISCONNECT: 1})
 
 
+@pytest.mark.slow
+def test_what_a_server_leaves_whose_processes_are_all_killed_goes_with_the_next_start(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    words = [sys.executable, "-m", "pawl.cli", "serve", "ghost", "--runtime", "processes", "--dp", "2", "--port", "0"]
+    places = ["--kv-tokens", "65536", "--trace-dir", str(tmp_path / "traces")]
+    here = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(below)}
+
+    def serve() -> subprocess.Popen[str]:
+        server = subprocess.Popen([*words, *places], cwd=ROOT, env=here, stderr=subprocess.PIPE, text=True)
+        assert server.stderr is not None
+        assert any("try: curl" in line for line in server.stderr)
+        return server
+
+    server = serve()
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").parent.parent.glob("*/children")
+    pids = [int(pid) for each in children for pid in each.read_text().split()]
+    assert len(pids) >= 2
+    os.kill(server.pid, signal.SIGSTOP)  # so that it can remove nothing of theirs
+    for pid in (*pids, server.pid):
+        os.kill(pid, signal.SIGKILL)
+    server.wait()
+    left = list(below.iterdir())
+    assert left
+    server = serve()
+    assert not set(left) & set(below.iterdir())
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert not list(below.iterdir())
+
+
 def test_settings_that_cannot_be_are_refused_by_the_replica_and_told_by_the_front(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype: the ghost computes no model"):
         started({0: config(tmp_path, dtype="bf16")}, [UNIFIED], OneHost())
@@ -157,6 +188,7 @@ def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: 
             return self
 
         name = ""
+        home = HERE
 
         def bind(self, process: str) -> SocketWire:
             return super().of(0, threading.Event()).bind(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def test_streams_are_those_of_one_replica_while_others_come_and_leave(
     with Engine(config(tmp_path, runtime=runtime, max_dp=2, scale_at=10_000)) as engine:
         engine.control("set-state", server_args={"max_running": 7})
         assert texts(engine, lambda: scale(engine, 2, on_load=False)) == undisturbed
+        homes = engine.replicas.homes()
+        assert [(each["replica"], each["node"], each["address"]) for each in homes] == [
+            (0, "front", None),
+            (1, "front", None),
+        ]
+        assert (len({os.getpid(), *(each["pid"] for each in homes)}) == 3) == (runtime == "processes")
         assert [state["max_running"] for state in states(engine)] == [7, 7]
         # It has half of the requests, which go on in the first one.
         assert texts(engine, lambda: scale(engine, 1, grace_s=0)) == undisturbed

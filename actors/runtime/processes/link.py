@@ -43,6 +43,8 @@ from pawl.actors.runtime.receiver import Phase
 log = structlog.get_logger("pawl.actors")
 
 
+HUNG_UP_S = 1.0
+"""How long after the end of the wire a process is given up of which nobody says that it has ended."""
 LAST_WORDS_S = 0.1
 """How long after the end of a process its last words may take to be read."""
 
@@ -310,13 +312,14 @@ class Link:
 
     def ends(self, reason: str) -> None:
         """The other process is known to have ended: what it has said still arrives, then it is lost."""
-        self._ends = (self._ends[0] if self._ends else self._host.clock() + LAST_WORDS_S, reason)
+        at = self._host.clock() + LAST_WORDS_S
+        self._ends = (min(at, self._ends[0]) if self._ends else at, reason)
         self._wire.wake()
 
     def hung_up(self, reason: str) -> None:
-        """The wire has ended. Whoever knows why the process did says it better, before or after."""
-        if self._ends is None:
-            self.ends(reason)
+        """The wire has ended. Whoever knows why the process did may still say it better."""
+        self._ends = self._ends or (self._host.clock() + HUNG_UP_S, reason)
+        self._wire.wake()
 
     def close(self, linger_s: float, last: Word | None = None) -> None:
         """Neither send nor receive any more, after a `last` word."""

@@ -9,8 +9,9 @@ import msgspec
 
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.wires import SocketWire
+from pawl.build.hosts.addresses import host_and_port
 from pawl.build.hosts.child import Child
-from pawl.build.ready import Setup, Told
+from pawl.build.ready import FRONT, Home, Setup, Told
 from pawl.gpu.children import OwnFolder
 
 
@@ -41,6 +42,10 @@ class Host(Protocol):
     @property
     def name(self) -> str:
         """As people know it; empty: the host of the front."""
+
+    @property
+    def home(self) -> Home:
+        """Which one it is."""
 
     def bind(self, process: str) -> SocketWire:
         """Wait for this process of the host."""
@@ -76,6 +81,7 @@ class ThisHost:
         """`peers_at`: where processes of other hosts find those of this one, with the keys in the folder `keys`."""
         self._sockets = sockets
         self._others = {"peers_at": peers_at, "keys": keys}
+        self.home = Home(FRONT, host_and_port(peers_at)[0] if peers_at else None)
         self._folder = OwnFolder("links")
 
     def bind(self, process: str) -> SocketWire:

@@ -14,7 +14,7 @@ from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.host import HostLost, Running
 from pawl.build.hosts.messages import Exited, Join, Said, Start, Started, Stop
-from pawl.build.ready import Setup, Told
+from pawl.build.ready import Home, Setup, Told
 
 log = structlog.get_logger("pawl.build.hosts")
 
@@ -41,6 +41,7 @@ class Node:
         self.address = address
         """Where the head waits for its link."""
         self.name = f"{process} at {join.address}"
+        self.home = Home(process, join.address)
         self.link: Link | None = None
         self.met = False
         """It has come."""
