@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +31,11 @@ class SecondHost(NamedTuple):
         """`up`, or `down`: a partition."""
         _run("ip", "-n", self.name, "link", "set", "node", state)
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-        """A command of Pawl on this host."""
+    def start(self, *words: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        """A command of Pawl on this host, with these variables as well."""
         command = ["ip", "netns", "exec", self.name, sys.executable, "-m", "pawl.cli", *words]
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
+        every = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {})
+        return subprocess.Popen(command, cwd=ROOT, env=every, **options)
 
 
 def _run(*words: str) -> None:

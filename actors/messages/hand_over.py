@@ -125,8 +125,8 @@ class OfferAnswer(msgspec.Struct, frozen=True, tag=True):
 
 
 class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
-    """prefill storage -> decode storage: copies of pages, uint8 [len(keys), page_bytes], or where these can be read,
-    and a checksum of each."""
+    """prefill storage -> decode storage: pages, or where these can be read, and a checksum of each, taken before. Bytes
+    that have changed since are no page of that name."""
 
     ticket: int
     storage: str
@@ -135,7 +135,8 @@ class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
     """Rises by one with each message from `storage`."""
     keys: tuple[bytes, ...]
     sums: NDArray[np.uint64]
-    data: NDArray[np.uint8] | None
+    data: tuple[NDArray[np.uint8], ...] | None
+    """Blocks uint8 [k, page_bytes], one behind the other: a page for each key."""
     rows: NDArray[np.int32] | None = None
     """Of the sender's memory, in place of `data`."""
 

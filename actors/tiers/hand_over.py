@@ -7,17 +7,17 @@ it took them. Kept are those that were expected under their ticket, and whose ch
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pawl.actors.messages.hand_over import HandedPages, OfferPages, PagesEnd, SendPages
+from pawl.actors.tiers.checksums import UInt64s, checksum, checksums
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.shared_pages import Memory, Reader, Readers, shared_reader
 from pawl.actors.tiers.store import TierStore
@@ -31,39 +31,16 @@ READ_BYTES = 16 << 20
 """Pages that one message names, where the receiver reads them."""
 WINDOW_BYTES = 64 << 20
 """Sent to one receiver and not taken yet."""
+MOST_BLOCKS = 64
+"""Of one message: pages side by side are one, and those that lie in more places are copied first."""
 
 SIDE_BY_SIDE_BYTES = 1 << 20
 """From so many on pages of one message are read by several threads."""
 NUM_HELPERS = min(4, available_threads()) - 1
 """Beside the thread of the storage."""
 
-UInt64s: TypeAlias = NDArray[np.uint64]
 Post: TypeAlias = Callable[[str, HandedPages | PagesEnd | OfferPages], bool]
 """Sends a message to the storage of this name."""
-
-
-def checksums(keys: Sequence[PageKey], pages: Iterable[UInt8s]) -> UInt64s:
-    """Of each of `pages`, uint8 [page_bytes] each, under its name: uint64 [len(keys)]."""
-    return np.array([checksum(key, page) for key, page in zip(keys, pages, strict=True)], np.uint64)
-
-
-def checksum(key: PageKey, page: UInt8s) -> int:
-    """Of a page, uint8 [page_bytes], under its name.
-
-    Multilinear hashing (Lemire and Kaser, 2014) over words of 8 bytes: no change of one word, and one in 2**64 of any
-    others, goes unseen. It is as fast as the memory is read, where a cryptographic digest takes longer than the way.
-    """
-    words = (page if len(page) % 8 == 0 else np.pad(page, (0, -len(page) % 8))).view(np.uint64)
-    return int(np.einsum("j,j->", words, _weights(len(words)))) ^ int.from_bytes(key[:8], "little")
-
-
-@lru_cache(maxsize=8)
-def _weights(count: int) -> UInt64s:
-    """Odd numbers without a pattern (SplitMix64), uint64 [count]."""
-    state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (state ^ (state >> np.uint64(31))) | np.uint64(1)
 
 
 @dataclass(eq=False)
@@ -174,14 +151,25 @@ class Outgoing:
             # Each where it is: a copy would take as long as the receiver's.
             sums = checksums(keys, map(self._store.host.block, keys))
             self._hand(job, tuple(keys), sums, None, rows)
-        while rows is None and keys:
+        elif (blocks := self._store.views(keys, MOST_BLOCKS)) is not None:
+            self._hand(job, tuple(keys), checksums(keys, chain.from_iterable(blocks)), tuple(blocks), None)
+        else:
+            self._send_copies(job, keys)
+
+    def _send_copies(self, job: _Job, keys: list[PageKey]) -> None:
+        while keys:
             data = self._store.read(tuple(keys))
             some, keys = tuple(keys[: len(data)]), keys[len(data) + 1 :]  # one that has left since is left out
             if some:
-                self._hand(job, some, checksums(some, data), data, None)
+                self._hand(job, some, checksums(some, data), (data,), None)
 
     def _hand(
-        self, job: _Job, keys: tuple[PageKey, ...], sums: UInt64s, data: UInt8s | None, rows: Int32s | None
+        self,
+        job: _Job,
+        keys: tuple[PageKey, ...],
+        sums: UInt64s,
+        data: tuple[UInt8s, ...] | None,
+        rows: Int32s | None,
     ) -> None:
         self._numbers += 1
         if self._post(job.storage, HandedPages(job.ticket, self._name, self._numbers, keys, sums, data, rows)):
@@ -306,11 +294,15 @@ class Incoming:
         if rows is not None:
             reader = self._readers.get(message.storage) if rows.shape == (count,) else None
             return None if reader is None else lambda index, place: reader.read(int(rows[index]), place)
-        if data is None or data.shape != (count, self._store.host.page_bytes) or data.dtype != np.uint8:
+        size = self._store.host.page_bytes
+        if data is None or any(block.shape[1:] != (size,) or block.dtype != np.uint8 for block in data):
+            return None
+        pages = list(chain.from_iterable(data))
+        if len(pages) != count:
             return None
 
         def copy(index: int, place: UInt8s) -> bool:
-            place[:] = data[index]
+            place[:] = pages[index]
             return True
 
         return copy

@@ -102,6 +102,15 @@ class TierStore:
             self._host(key, data[count])
         return data
 
+    def views(self, keys: Sequence[PageKey], most: int) -> list[UInt8s] | None:
+        """These pages where they are in host memory, at most `most` views uint8 [k, page_bytes] of pages side by side;
+        what is kept next may overwrite them. None where that cannot be."""
+        blocks = self.host.blocks(keys)
+        if blocks is None or len(blocks) > most:
+            return None
+        self.host_hits += len(keys)
+        return blocks
+
     def _find(self, key: PageKey) -> UInt8s | None:
         block = self.host.get(key)
         if block is not None:

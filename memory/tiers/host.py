@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,16 @@ class HostPool:
         """The page's bytes, uint8 [page_bytes], a view that the next `put` may overwrite; None when it is not here."""
         place = self._touch(key)
         return None if place is None else self._blocks[place]
+
+    def blocks(self, keys: Sequence[PageKey]) -> list[UInt8s] | None:
+        """These pages, in their order, as views uint8 [k, page_bytes] of those side by side, which the next `put` may
+        overwrite them. None when one is not here."""
+        rows = [self._touch(key) for key in keys]
+        known = [row for row in rows if row is not None]
+        if len(known) < len(rows):
+            return None
+        begins = [at for at, row in enumerate(known) if at == 0 or row != known[at - 1] + 1]
+        return [self._blocks[known[at] : known[at] + end - at] for at, end in pairwise([*begins, len(known)])]
 
     def block(self, key: PageKey) -> UInt8s:
         """The bytes of a page that is here, as `get`; that is no use of it. Raises KeyError for one that is not."""

@@ -61,7 +61,7 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     layout = layout_of(config)
     if count == 1:
         return config
-    here = layout.num_here
+    here = layout.num_beside(place)
     if config.device != "cpu" and here > 1:
         raise ConfigError(f"dp: {here} replicas on a host are for the CPU; a device holds one", "dp")
     own = arithmetic_of(config, roles[min(place, len(roles) - 1)]) | {"storage_gb": config.storage_gb / here}

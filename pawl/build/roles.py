@@ -40,7 +40,7 @@ def _check_transport(config: ServerConfig) -> None:
         raise ConfigError(f"{field}: pages are handed over between processes only: {transport} needs {needs}", field)
     if transport == "nixl" and not installed():
         raise ConfigError(f"{field}: nixl is not installed: pip install '{DISTRIBUTION}[nixl]'", field)
-    if transport == "nixl" and config.nodes > 1 and "UCX_NET_DEVICES" not in os.environ:
+    if transport == "nixl" and (config.nodes > 1 or config.ray is not None) and "UCX_NET_DEVICES" not in os.environ:
         why = "it listens where UCX_NET_DEVICES says and asks nobody for keys; say which devices reach the other hosts"
         raise ConfigError(f"{field}: nixl with nodes: {why}", field)
 
@@ -50,7 +50,7 @@ def arithmetic_of(config: ServerConfig, role: str) -> dict[str, object]:
     others have to dequantise for theirs, the same. Raises ConfigError where other numbers of ranks have other bits."""
     if role not in TP_OF:
         return {}
-    sizes = {each: getattr(config, name) or config.tp for each, name in TP_OF.items()}
+    sizes = {each: num_ranks(config, each) for each in TP_OF}
     alike = len(set(sizes.values())) == 1
     if not alike and (config.device != "cpu" or config.backend == "torch"):
         raise ConfigError(
@@ -62,6 +62,11 @@ def arithmetic_of(config: ServerConfig, role: str) -> dict[str, object]:
     if not alike and config.model != "ghost" and (config.weights, config.dtype) == ("auto", "auto"):
         own["dtype"] = "bf16"
     return own
+
+
+def num_ranks(config: ServerConfig, role: str) -> int:
+    """That share out the heads of a replica of this role."""
+    return (getattr(config, TP_OF[role]) if role in TP_OF else None) or config.tp
 
 
 def as_set(error: ConfigError, config: ServerConfig, role: str) -> ConfigError:

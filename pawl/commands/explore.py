@@ -19,7 +19,7 @@ from pawl.exploration.fixed import add_flags, given
 from pawl.exploration.processes import Clock, Watcher, follow, gather, tell
 from pawl.exploration.subjects import SUBJECTS
 from pawl.exploration.summary import as_json, lines
-from pawl.exploration.task import ANY, UNSTEADY, Task
+from pawl.exploration.task import ANY, UNSTEADY, Task, workload_of
 from pawl.logs import progress
 
 MOST_FAULTS = 3
@@ -137,17 +137,16 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
 
 
 def _load_own(task: Task) -> None:
-    """Load the parts of the engine that are the user's own. Raises UsageError."""
-    from pawl.loops.select import make_memory
+    """Load the parts of the engine that are the user's own, and see whether there is anything to explore with what was
+    fixed. Raises UsageError, or CommandFailed for a file that holds no scenario."""
     from pawl.testing.plugins import know_all
-    from pawl.testing.workload import Shape
+    from pawl.testing.shape import Shape
 
     try:
-        shape = Shape(**task.shape)
-        know_all(shape)
-        make_memory(shape.loop_config())
+        know_all(Shape(**task.shape))
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+    workload_of(task, task.seed)
 
 
 def _explore(task: Task, arguments: argparse.Namespace) -> tuple[Totals, str]:

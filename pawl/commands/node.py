@@ -35,12 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
     return join(arguments.join, arguments.keys, arguments.node_timeout_s, arguments.role)
 
 
-def join(address: str, keys: str, timeout_s: float, role: str | None = None) -> int:
-    """Be a node. Raises UsageError for what is no address, and what `serve` of the agent raises."""
+def join(address: str, keys: str, timeout_s: float, role: str | None = None, place: int | None = None) -> int:
+    """Be a node; `place`: which one, None: any that is missing. Raises UsageError for what is no address, and what
+    `serve` of the agent raises."""
     try:
         host_and_port(address)
     except ValueError as error:
         raise UsageError(f"--join: {error}") from error
     from pawl.build.hosts.agent import serve
 
-    return serve(address, Path(keys), timeout_s, role=role)
+    return serve(address, Path(keys), timeout_s, place, role)

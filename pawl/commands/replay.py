@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pawl.lifecycle.trace.reader import TraceReader
     from pawl.testing.plugins import KeptPart
     from pawl.testing.scenario import Scenario
-    from pawl.testing.workload import Shape
+    from pawl.testing.shape import Shape
 
 SCENARIO_SCHEDULES = 400
 """At the most, for what a recorded run showed to show again."""

@@ -8,6 +8,8 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pawl.build.hosts.layout import NO_KEYS
 from pawl.commands.failures import UsageError
 from pawl.commands.node import join
@@ -36,16 +38,18 @@ def run(arguments: argparse.Namespace) -> int:
     serves, and the others are its nodes."""
     launched = launched_by(os.environ)
     if launched is not None:
-        asked = getattr(arguments, "nodes", launched.num_nodes)
-        if asked != launched.num_nodes:
-            raise UsageError(f"--nodes {asked}: torchrun has started {launched.num_nodes}")
-        arguments.nodes = launched.num_nodes
         arguments.listen = getattr(arguments, "listen", launched.address)
     config = prepared(arguments)
-    if launched is not None and launched.rank > 0:
-        if config.keys is None:
-            raise UsageError(NO_KEYS)
-        return join(arguments.listen, config.keys, config.node_timeout_s)
+    if launched is not None:
+        nodes = launched.num_nodes - (not config.head_serves)
+        if getattr(arguments, "nodes", nodes) != nodes:
+            told = f"torchrun has started {launched.num_nodes}"
+            raise UsageError(f"--nodes {arguments.nodes}: {told}{'' if config.head_serves else ' with the head'}")
+        config = msgspec.structs.replace(config, nodes=nodes)
+        if launched.rank > 0:
+            if config.keys is None:
+                raise UsageError(NO_KEYS)
+            return join(arguments.listen, config.keys, config.node_timeout_s, place=launched.rank - 1)
     from pawl.http.server import serve
     from pawl.logs import share_done
 

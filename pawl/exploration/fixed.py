@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import typing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ import msgspec
 NONE = "none"
 OTHERWISE = frozenset({"policy", "cache", "pacing", "mixed"})
 """Fields that have a flag of another kind."""
-LISTS = frozenset({"prompt", "stop", "stop_token_ids", "logit_bias", "grammar", "stage_s"})
+LISTS = frozenset(
+    {"prompt", "stop", "stop_token_ids", "token_ids_logprob", "logit_bias", "grammar", "stage_s", "hitches"}
+)
 """Fields that are no plain values."""
 
 RENAMED = {"seed": "request_seed"}
@@ -36,7 +39,8 @@ class Fixable(NamedTuple):
 def fields() -> tuple[dict[str, Fixable], dict[str, Fixable]]:
     """Fields of the server, and those of a request."""
     from pawl.features import request, server
-    from pawl.testing.workload import Arrival, Shape
+    from pawl.testing.shape import Shape
+    from pawl.testing.workload import Arrival
 
     found = []
     for struct, features in ((Shape, server.FEATURES), (Arrival, request.FEATURES)):
@@ -64,9 +68,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _value(kind: Any, word: str) -> Any:
     """The value that a word means. Raises ArgumentTypeError."""
     try:
-        return msgspec.convert(None if word.lower() == NONE else word, kind, strict=False)
+        return msgspec.convert(None if word.lower() == NONE and _optional(kind) else word, kind, strict=False)
     except msgspec.ValidationError as error:
         raise argparse.ArgumentTypeError(f"{word!r}: {error}") from error
+
+
+def _optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind)
 
 
 def given(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

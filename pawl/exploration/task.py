@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from pawl.commands.failures import CommandFailed
+from pawl.commands.failures import CommandFailed, UsageError
 from pawl.exploration import CELLS, Totals
 from pawl.features.row import Seeded
 from pawl.memory.prefix.select import CACHES
@@ -34,8 +34,15 @@ are computed elsewhere."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 ANY = "any"
-NEEDS_A_CACHE = frozenset({"eviction", "host_pages", "storage_pages", "write_policy", "window", "cache_core"})
+NEEDS_A_CACHE = frozenset(
+    {"eviction", "host_pages", "storage_pages", "write_policy", "window", "cache_core", "prefillers"}
+)
 """Fields that say how the cache of the engine works, or what stands beside it."""
+
+
+BELOW = frozenset({"host_pages", "storage_pages"})
+"""Fields with room for pages below the device, in which replicas that prefill hand them over."""
+HOST_PAGES = 8
 
 
 class Task(NamedTuple):
@@ -73,6 +80,10 @@ class Task(NamedTuple):
         fixed: dict[str, Any] = {"scheduler": self.scheduler, **self.fixed}
         if self.cell != "all":
             fixed["pacing"], fixed["mixed"] = CELLS[self.cell]
+        if fixed.get("prefillers") and fixed.keys().isdisjoint(BELOW):
+            fixed["host_pages"] = HOST_PAGES
+        if fixed.get("stages", 1) > 1:
+            fixed.setdefault("pacing", "pipeline")
         cache = CACHES[0] if self.cache == ANY and not NEEDS_A_CACHE.isdisjoint(self.fixed) else self.cache
         chosen = {"policy": self.policy, "cache": cache}
         return fixed | {name: value for name, value in chosen.items() if value != ANY}
@@ -177,11 +188,20 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
 
 
 def workload_of(task: Task, seed: int) -> Workload:
-    """The workload of this seed."""
-    from pawl.testing import Workload, apart, contention, scarcity
-
+    """The workload of this seed. Raises UsageError where what was fixed cannot be had together."""
     if task.workload is not None:
         return load_scenario(task.workload).workload
+    drawn = _drawn(task, seed)
+    try:
+        drawn.shape.check()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return drawn
+
+
+def _drawn(task: Task, seed: int) -> Workload:
+    from pawl.testing import Workload, apart, contention, scarcity
+
     kind = Seeded(seed << 32)  # of the seed and not its remainder, which the strategy depends on as well
     if kind.chance(CONTENTION):
         drawn = contention(seed, **task.shape)
@@ -202,6 +222,8 @@ def load_scenario(path: Path) -> Scenario:
     from pawl.testing.scenario import Scenario
 
     try:
-        return Scenario.load(path)
+        scenario = Scenario.load(path)
+        scenario.workload.shape.check()
     except (OSError, ValueError) as error:
         raise CommandFailed(f"{path} holds no scenario: {error}") from error
+    return scenario

@@ -9,9 +9,9 @@ from pawl.features.row import Feature, Source
 
 
 def _prefillers(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Pages travel in the tier below the device, and windowed layers have none there."""
+    """Pages travel in the tier below the device, and windowed layers have none there. None of them come and go."""
     below = values.get("host_pages") or values.get("storage_pages")
-    if values.get("window") or not below or not source.chance(0.6):
+    if values.get("window") or values["max_replicas"] or not below or not source.chance(0.6):
         return {}
     return {"prefillers": source.within(1, 2), "prefill_lease_s": source.pick((0.5, 5.0))}
 

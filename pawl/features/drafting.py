@@ -27,7 +27,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "least of a lookup",
         ("prompt_lookup_min",),
-        lambda source, values: {"prompt_lookup_min": source.pick((1, 1, 2))},
+        lambda source, values: {"prompt_lookup_min": min(source.pick((1, 1, 2)), values.get("prompt_lookup_max", 2))},
         DRAFTS,
         settings=("prompt_lookup_min",),
         help="last tokens of a request that must stand in its text once more (3)",

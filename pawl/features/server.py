@@ -95,7 +95,8 @@ def _context(source: Source, values: Values) -> dict[str, Any]:
 
 
 def _replicas(source: Source, values: Values) -> dict[str, Any]:
-    several = {"replicas": source.within(2, 3), "max_restarts": source.within(0, 2)}
+    most = values["max_replicas"] or 3
+    several = {"replicas": min(source.within(2, 3), most), "max_restarts": source.within(0, 2)}
     return several if source.chance(0.15) else {}
 
 
@@ -107,7 +108,7 @@ OF_ONE: tuple[Feature, ...] = (
     Feature(
         "page size",
         ("page_size",),
-        lambda source, values: {"page_size": source.pick((2, 1, 4))},
+        lambda source, values: {"page_size": min(source.pick((2, 1, 4)), values.get("prefill_chunk", 4))},
         PAGES,
         settings=("page_size",),
         help="tokens of one page",

@@ -19,7 +19,8 @@ from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_sch
 from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules, workloads
 from pawl.testing.properties import BoundedOvertaking
 from pawl.testing.scarcity import scarcity
-from pawl.testing.workload import Arrival, Control, Shape, Workload
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Control, Workload
 
 __all__ = [
     "NO_FAULTS",

@@ -11,7 +11,8 @@ from pawl.features.request import TOKENS
 from pawl.features.row import Seeded, Source, drawn
 from pawl.loops.saving import CHOICES
 from pawl.memory.prefix.select import CACHES
-from pawl.testing.workload import Arrival, Shape, Workload, drawn_shape
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Workload, drawn_shape
 
 FEWEST, SHORTEST, LONGEST = 2, 3, 9
 """Requests, and tokens of a prompt."""
@@ -23,7 +24,7 @@ def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
     page or two, most of which take time; some clients leave while that goes on, and half of the time each replica is a
     process of its own. Drawn from `seed`; fields of `shape` are fixed."""
     source = Seeded(seed)
-    page_size = shape.get("page_size", source.pick((1, 2)))
+    page_size = shape.get("page_size", min(source.pick((1, 2)), shape.get("prefill_chunk", 2)))
     small: dict[str, Any] = {
         "page_size": page_size,
         "num_pages": source.within(5, 9),
@@ -33,7 +34,8 @@ def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
         "max_context": None,
         "max_queued": 16,
     }
-    may = shape.get("cache", CACHES[0]) == CACHES[0] and shape.get("window") is None and shape.get("host_pages") != 0
+    others = bool(shape.get("window") or shape.get("max_replicas")) or shape.get("host_pages") == 0
+    may = shape.get("cache", CACHES[0]) == CACHES[0] and not others
     if may:
         small |= {
             "host_pages": source.within(4, 16),
@@ -49,7 +51,8 @@ def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
 
 def _with_replicas(source: Source, made: Shape, fixed: dict[str, Any], may: bool) -> Shape:
     """The shape with replicas that decode, and others that prefill where they `may`."""
-    several: dict[str, Any] = {"replicas": source.pick((1, 2)), "max_restarts": source.within(0, 2)}
+    most = fixed.get("max_replicas") or 2
+    several: dict[str, Any] = {"replicas": min(source.pick((1, 2)), most), "max_restarts": source.within(0, 2)}
     if may:
         several |= {"prefillers": source.within(1, 2), "prefill_lease_s": source.pick((0.5, 5.0))}
     several |= {name: value for name, value in fixed.items() if name in several}

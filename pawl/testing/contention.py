@@ -19,7 +19,8 @@ def contention(seed: int, *, max_requests: int = 9, **shape: Any) -> Workload:
     three of them; many begin alike, and some of these may not share. Drawn from `seed`; fields of `shape` are fixed."""
     source = Seeded(seed)
     few = {"num_pages": source.within(6, 10), "max_running": source.within(1, 3), "lookahead": source.pick((0, 2))}
-    made = drawn_shape(source, PLAIN | few | shape)
+    page_size = min(PLAIN["page_size"], shape.get("prefill_chunk", PLAIN["page_size"]))
+    made = drawn_shape(source, PLAIN | few | {"page_size": page_size} | shape)
     most = max(1, min(4, made.room - 4))
     beginnings = ((), TOKENS[: most - 1])
     arrivals = tuple(

@@ -32,7 +32,8 @@ from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.parameters import parameters_of
-from pawl.testing.workload import Arrival, Shape
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 

@@ -32,7 +32,8 @@ from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import OF_THE_GHOST, DrawnBy, Expectations, Said, drawn_alone, simulated_grammars
 from pawl.testing.experts import SimulatedExperts
 from pawl.testing.reuse import WatchedGhost
-from pawl.testing.workload import Arrival, Shape
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival
 
 if TYPE_CHECKING:
     import torch
@@ -192,7 +193,7 @@ class SimulatedStorage(Storage):
 
     def receive(self, message: Any) -> None:
         if isinstance(message, HandedPages) and message.data is not None and self._strikes("page"):
-            message = msgspec.structs.replace(message, data=~message.data)
+            message = msgspec.structs.replace(message, data=tuple(~block for block in message.data))
         super().receive(message)
 
 

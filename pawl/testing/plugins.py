@@ -25,7 +25,7 @@ from pawl.memory.prefix.select import CACHES, KINDS, Kind, Wish
 from pawl.testing.parts import CheckedCache, CheckedPolicy
 
 if TYPE_CHECKING:
-    from pawl.testing.workload import Shape
+    from pawl.testing.shape import Shape
 
 FILES: dict[str, Path] = {}
 """Name of a part -> the file where its class stands."""

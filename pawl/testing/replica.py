@@ -33,9 +33,9 @@ from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.ranks import simulated_group
 from pawl.testing.reuse import WatchedGhost
+from pawl.testing.shape import Shape
 from pawl.testing.timely import TimelyScheduler
 from pawl.testing.trainers import LIMIT_S, SimulatedMember
-from pawl.testing.workload import Shape
 
 MakeProperties: TypeAlias = Callable[[Model], Sequence[Property]]
 

@@ -22,7 +22,7 @@ from pawl.lifecycle.request import SessionParameters
 from pawl.loops.loop import Loop
 from pawl.loops.orders.requests import Abort
 from pawl.memory.arrays import Int32s
-from pawl.testing.workload import Shape
+from pawl.testing.shape import Shape
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster

@@ -9,7 +9,8 @@ from pawl.features.request import TOKENS
 from pawl.features.row import Seeded, Source
 from pawl.loops.saving import WritePolicy
 from pawl.memory.prefix.select import CACHES
-from pawl.testing.workload import Arrival, Shape, Workload, drawn_shape
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Workload, drawn_shape
 
 FEWEST = 3
 LONGEST = 6
@@ -26,7 +27,7 @@ def scarcity(seed: int, *, max_requests: int = 6, **shape: Any) -> Workload:
     are at work. Drawn from `seed`; fields of `shape` are fixed."""
     source = Seeded(seed)
     few: dict[str, Any] = {
-        "page_size": source.pick((1, 2)),
+        "page_size": min(source.pick((1, 2)), shape.get("prefill_chunk", 2)),
         "num_pages": source.within(5, 9),
         "max_running": source.within(2, 4),
         "lookahead": 0,

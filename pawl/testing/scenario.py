@@ -39,7 +39,8 @@ from pawl.lifecycle.states import FINISH_CAUSES, Cause, Event
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.select import LoopConfig
 from pawl.testing.exploring import Found, explore_workload
-from pawl.testing.workload import Arrival, Control, Shape, Workload
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Control, Workload
 
 FORMAT = "pawl scenario 1"
 MOST_REQUESTS = 32

@@ -6,71 +6,74 @@ Sizes are chosen to make trouble: a few pages, few slots, prompts with beginning
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from pawl.actors.control import ROWS, Body, row_of
 from pawl.actors.control.adapters import NAMES, drawn_load, drawn_unload
 from pawl.actors.control.sessions import drawn_session
-from pawl.actors.names import DECODE, PREFILL, UNIFIED
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
 from pawl.lifecycle.grammar import Grammar
-from pawl.loops.saving import WritePolicy
-from pawl.loops.select import LoopConfig, Role
-from pawl.loops.speculation import SpeculationConfig
-from pawl.loops.tiers import RemoteConfig, TierConfig
+from pawl.lifecycle.request import MAX_OFFSET, MAX_TOP_LOGPROBS
+from pawl.settings import AtLeastOne, AtLeastZero
+from pawl.testing.shape import Seconds, Shape, SomeSeconds
 
-TIER_LAYOUT = "ghost"
-OF_THE_LOOP = frozenset(info.name for info in msgspec.structs.fields(LoopConfig))
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(gt=0, le=2)]
+Added = Annotated[float, Meta(ge=-2, le=2)]
+AFew = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+Priority = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Offset = Annotated[int, Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)]
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, and what its client does."""
 
     prompt: tuple[int, ...]
-    max_new_tokens: int
-    at_s: float = 0.0
+    max_new_tokens: AtLeastZero
+    at_s: Seconds = 0.0
     """When it is sent, virtual seconds."""
-    after_tokens: int = 0
+    after_tokens: AtLeastZero = 0
     """It is sent once all clients together have been told so many output tokens, or nobody waits for any. Work takes
     no virtual time, so this is how a request comes in the middle of other requests' work."""
-    leaves_after: int | None = None
+    leaves_after: AtLeastZero | None = None
     """The client hangs up once it has seen so many output tokens; 0: as soon as it has sent the request."""
-    stop_after: int | None = None
+    stop_after: AtLeastOne | None = None
     """The text of its output token number so many is a stop string."""
     stop: tuple[str, ...] = ()
     """Further stop strings."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
-    min_new_tokens: int = 0
+    min_new_tokens: AtLeastZero = 0
     grammar: Grammar | None = None
     """Its output ends where this does, `ignore_eos` or not."""
-    seed: int | None = None
+    seed: AtLeastZero | None = None
     """Sampled with this seed at temperature 1; None: greedy."""
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    top_k: AtLeastZero = 0
+    top_p: Share = 1.0
+    min_p: Share = 0.0
+    repetition_penalty: Penalty = 1.0
+    presence_penalty: Added = 0.0
+    frequency_penalty: Added = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    top_logprobs: int | None = None
+    top_logprobs: AFew | None = None
     token_ids_logprob: tuple[int, ...] = ()
     prompt_logprobs: bool = False
     embed: bool = False
     """It wants the prompt's vector, and nothing of what is said above."""
     adapter: str = ""
     """A name; once the request is sent, where the adapter was read from."""
-    priority: int = 0
+    priority: Priority = 0
     salt: str = ""
-    timeout_s: float | None = None
+    timeout_s: SomeSeconds | None = None
     session: bool = False
     """It is a turn of the one session that there is."""
-    turn_of: int | None = None
+    turn_of: AtLeastZero | None = None
     """The earlier request that it goes on from. Without a time of its own it is sent when that one has ended."""
-    offset: int = 0
+    offset: Offset = 0
     replace: bool = False
     drop_previous_output: bool = False
     with_previous: bool = False
@@ -95,124 +98,6 @@ class Closing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after_tokens: int = 0
     grace_s: float | None = None
     """It drains: takes no more requests, and ends those that are left after so long. None: it stops at once."""
-
-
-class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The server: the fields of `LoopConfig` that matter here."""
-
-    num_pages: int = 8
-    page_size: int = 2
-    max_running: int = 3
-    prefill_chunk: int = 4
-    max_step_s: float | None = None
-    lookahead: int = 2
-    pacing: str = "overlap"
-    stages: int = 1
-    stage_s: tuple[float, ...] = ()
-    """Virtual seconds of a step in each stage; empty: an equal part of `step_s`."""
-    mixed: bool = True
-    policy: str = "fcfs"
-    cache: str = "radix"
-    eviction: str = "lru"
-    cache_core: str = "python"
-    host_pages: int = 0
-    """Pages that host memory holds below the device; 0: there is no such tier."""
-    storage_pages: int = 0
-    """Pages that files hold, on a disk that may fail; 0: there is no such tier."""
-    write_policy: str = "write-through"
-    window: int | None = None
-    num_window_pages: int | None = None
-    """None: as many as there are others, where there is a window."""
-    max_context: int | None = None
-    """None: what the pages hold."""
-    max_queued: int = 16
-    ranks: int = 1
-    """Two ghosts that are told the same, of which one may die or diverge."""
-    asynchronous: bool = False
-    """The worker takes a step while the one before runs."""
-    step_s: float = 0.0
-    """Virtual seconds of one step; 0: work takes no time."""
-    token_s: float = 0.0
-    """Those of every position in it."""
-    hitches: tuple[float, ...] = ()
-    """Virtual seconds that steps take longer than that, in turns."""
-    mailbox: int | None = None
-    """Requests that may wait in the mailbox of the tokenizer, and in that of the scheduler, before more are refused;
-    then few messages fit in the detokenizer's. None: as many as on a server."""
-    speculate: str = "none"
-    num_speculative_tokens: int = 3
-    prompt_lookup_min: int = 1
-    prompt_lookup_max: int = 1
-    max_loras: int = 0
-    max_loaded_loras: int = 0
-    checkpoint_bytes: int = 0
-    """About how much is recorded from one checkpoint to the next; 0: there are none."""
-    replicas: int = 1
-    """Engines of this shape behind one gateway."""
-    prefillers: int = 0
-    """Replicas that prefill for those, on whom a request waits no longer than the next, in virtual seconds."""
-    prefill_lease_s: float = 5.0
-    prefill_ranks: int | None = None
-    """Ranks of those that prefill; None: as many as others have."""
-    placement: str = "round_robin"
-    affinity_bound: int = 0
-    """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
-    max_restarts: int = 0
-    """Replicas that are started again when one is lost."""
-    max_replicas: int = 0
-    """Replicas that there may be while it runs; 0: as many as there are."""
-    scale_at: int = 0
-    """Open requests for each that are too many; 0: the load asks for no other number."""
-    scale_up_s: float = 0.0
-    scale_down_s: float = 0.0
-    """Virtual seconds for which the load must be high, or low."""
-    short: int | None = None
-    """Tokens of a call beyond which a tokenizer of its own reads the prompts; None: there is only one."""
-    scheduler: str = ""
-    """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
-
-    def loop_config(self, role: str = UNIFIED) -> LoopConfig:
-        """As the scheduler takes it."""
-        fields = {name: value for name, value in msgspec.structs.asdict(self).items() if name in OF_THE_LOOP}
-        if self.host_pages or self.storage_pages:
-            durable = self.storage_pages > 0
-            policy = str(WritePolicy.HAND_OVER) if role == PREFILL else self.write_policy
-            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable)
-        if role == DECODE:
-            fields["remote"] = RemoteConfig(max_pages=self.num_pages, lease_s=self.prefill_lease_s)
-        if self.speculate != "none":
-            names = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
-            fields["speculation"] = SpeculationConfig(**{name: getattr(self, name) for name in names})
-        if self.window is not None and self.num_window_pages is None:
-            fields["num_window_pages"] = self.num_pages
-        if self.max_context is None:
-            fields["max_context"] = self.num_pages * self.page_size
-        return LoopConfig(**fields, role=Role(role), weights="ghost")
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Of its replicas, by number."""
-        return (DECODE if self.prefillers else UNIFIED,) * self.replicas + (PREFILL,) * self.prefillers
-
-    def ranks_of(self, role: str) -> int:
-        """Ranks of a replica of this role."""
-        return self.ranks if role != PREFILL or self.prefill_ranks is None else self.prefill_ranks
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """Virtual seconds of a step in each stage."""
-        return self.stage_s or (self.step_s / self.stages,) * self.stages
-
-    @property
-    def steps_take_time(self) -> bool:
-        """Whether any does."""
-        return sum((*self.times, self.token_s, *self.hitches)) > 0
-
-    @property
-    def room(self) -> int:
-        """Tokens that one request may have, prompt and output."""
-        room = self.num_pages * self.page_size
-        return room if self.max_context is None else min(room, self.max_context)
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -27,8 +27,8 @@ from pawl.actors.messages.transfer import (
 )
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.storage import FOUND_AT_ONCE, Storage
+from pawl.actors.tiers.checksums import checksums
 from pawl.actors.tiers.files import HEADER, FileStore
-from pawl.actors.tiers.hand_over import checksums
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
@@ -129,7 +129,7 @@ def test_of_more_pages_than_there_is_room_for_the_first_stay_and_those_before_th
     bench, keys, data = StorageBench(), tuple(map(key, range(5))), pages(0, 1, 2, 3, 4)
     bench.tell(Blocks(1, (key(9),), pages(9)))
     bench.tell(Expect(7, keys))
-    told = bench.tell(HandedPages(7, "sender", 1, keys, checksums(keys, data), data))
+    told = bench.tell(HandedPages(7, "sender", 1, keys, checksums(keys, data), (data,)))
     assert told == [Found(0, keys[:4]), Taken("storage", 1), Dropped((key(9),))]
     assert [each in bench.storage.store for each in (*keys, key(9))] == [True] * 4 + [False] * 2
 

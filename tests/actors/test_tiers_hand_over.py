@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from pawl.actors.messages.hand_over import HandedPages, PagesEnd, SendPages
 from pawl.actors.tiers import hand_over
+from pawl.actors.tiers.checksums import checksums
 from pawl.actors.tiers.files import UInt8s
-from pawl.actors.tiers.hand_over import Incoming, Outgoing, checksums
+from pawl.actors.tiers.hand_over import Incoming, Outgoing
 from pawl.actors.tiers.store import TierStore
 from pawl.memory.tiers.host import HostPool
 
@@ -68,7 +70,7 @@ class Sender:
 
 def handed(*keys: bytes, ticket: int = 7) -> HandedPages:
     data = np.stack([page(key) for key in keys])
-    return HandedPages(ticket, "p", 1, keys, checksums(keys, data), data)
+    return HandedPages(ticket, "p", 1, keys, checksums(keys, data), (data[:1], data[1:]))
 
 
 def test_what_is_there_is_sent_at_once_and_the_rest_as_it_is_computed() -> None:
@@ -137,6 +139,44 @@ def test_a_page_that_has_left_the_store_meanwhile_is_left_out() -> None:
     assert sender.posted[-1][1] == PagesEnd(7, "p", num_cached=3)
 
 
+def blocks_of(sender: Sender) -> list[UInt8s]:
+    """Of all that was posted."""
+    found = [message.data for _, message in sender.posted if isinstance(message, HandedPages)]
+    return [block for data in found if data is not None for block in data]
+
+
+def test_pages_are_sent_from_where_they_lie_as_few_blocks_and_what_takes_their_place_meanwhile_is_not_kept() -> None:
+    sender = Sender(*KEYS[3:], *KEYS[:2])
+    sender.open(keys=KEYS[:5])
+    blocks = blocks_of(sender)
+    assert [block[:, 0].tolist() for block in blocks] == [[1, 2], [4, 5]]
+    assert all(np.shares_memory(block, sender.store.host.at(0).base) for block in blocks)
+    blocks[1][0] = page(KEYS[5])
+    incoming = Incoming(kept := store())
+    incoming.expect(7, KEYS)
+    for _, message in sender.posted:
+        assert isinstance(message, HandedPages)
+        incoming.keep(message)
+    assert [key in kept for key in KEYS] == [True, True, False, False, True, False]
+    assert incoming.refused == 1
+
+
+def test_pages_that_lie_in_many_places_are_copied_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_over, "MOST_BLOCKS", 1)
+    sender = Sender(*KEYS[::-1])
+    sender.open()
+    (block,) = blocks_of(sender)
+    assert block[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+    assert not np.shares_memory(block, sender.store.host.at(0).base)
+
+
+def test_pages_that_are_sent_are_the_last_to_leave() -> None:
+    sender = Sender(*KEYS[:2])
+    sender.open(keys=KEYS[:1])
+    assert [key for key, _ in sender.store.host.items()] == [KEYS[0], KEYS[1]]
+    assert sender.store.counts()["host_hits"] == 1
+
+
 def test_what_was_expected_is_kept_once() -> None:
     incoming = Incoming(kept := store())
     incoming.expect(7, KEYS[:2])
@@ -147,14 +187,22 @@ def test_what_was_expected_is_kept_once() -> None:
     assert incoming.idle
 
 
+def _with(message: HandedPages, change: Callable[[np.ndarray], np.ndarray]) -> HandedPages:
+    assert message.data is not None
+    return msgspec.structs.replace(message, data=tuple(change(block) for block in message.data))
+
+
 BAD = {
-    "damaged": lambda message: msgspec.structs.replace(message, data=message.data ^ np.uint8(1)),
+    "damaged": lambda message: _with(message, lambda block: block ^ np.uint8(1)),
     "under another's key": lambda message: msgspec.structs.replace(message, keys=message.keys[::-1]),
     "of a ticket that is over": lambda message: msgspec.structs.replace(message, ticket=8),
     "not asked for": lambda message: handed(*KEYS[4:6]),
-    "of another size": lambda message: msgspec.structs.replace(message, data=message.data[:, :-1]),
-    "of another kind": lambda message: msgspec.structs.replace(message, data=message.data.astype(np.int32)),
-    "without rows": lambda message: msgspec.structs.replace(message, data=message.data[:0]),
+    "of another size": lambda message: _with(message, lambda block: block[:, :-1]),
+    "of another kind": lambda message: _with(message, lambda block: block.astype(np.int32)),
+    "without rows": lambda message: _with(message, lambda block: block[:0]),
+    "without dimensions": lambda message: _with(message, lambda block: block.reshape(-1)[0:1].reshape(())),
+    "one too few": lambda message: msgspec.structs.replace(message, data=message.data[:1]),
+    "one too many": lambda message: msgspec.structs.replace(message, data=message.data * 2),
     "without sums": lambda message: msgspec.structs.replace(message, sums=message.sums[:0]),
 }
 
@@ -227,7 +275,8 @@ def test_a_page_that_is_here_already_is_not_read_and_one_that_comes_twice_is_kep
     incoming = Incoming(kept := store(KEYS[0]))
     incoming.expect(7, KEYS[:2])
     message = handed(KEYS[0], KEYS[1], KEYS[1])
-    message.data[0] ^= 1
+    assert message.data is not None
+    message.data[0][0] ^= 1
     assert incoming.keep(message) == KEYS[:2]
     assert (kept.host.block(KEYS[0]) == page(KEYS[0])).all()
     assert (incoming.refused, incoming.end(7)) == (1, 2)
@@ -237,7 +286,8 @@ def test_the_whole_pages_of_a_message_are_kept_beside_a_damaged_one() -> None:
     incoming = Incoming(kept := store())
     incoming.expect(7, KEYS[:3])
     message = handed(*KEYS[:3])
-    message.data[1, 5] ^= 1
+    assert message.data is not None
+    message.data[1][0, 5] ^= 1
     assert incoming.keep(message) == (KEYS[0], KEYS[2])
     assert KEYS[1] not in kept
 

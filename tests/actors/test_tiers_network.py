@@ -130,9 +130,10 @@ def damaged(message: Any, place: int) -> Any:
     fields: dict[str, Any] = {}
     match place % 4:
         case 0 if message.data is not None:
-            data = message.data.copy()
-            data.reshape(-1)[place % data.size] ^= 1
-            fields["data"] = data
+            data = [block.copy() for block in message.data]
+            block = data[place % len(data)].reshape(-1)
+            block[place % block.size] ^= 1
+            fields["data"] = tuple(data)
         case 0 | 1 if message.rows is not None:
             fields["rows"] = (message.rows + place) % (len(KEYS) + 3)
         case 2:

@@ -24,8 +24,8 @@ HAND_OVER = (
         "A prefill replica sends several pages and names them in another order.",
         Edit(
             Outgoing._send,
-            "self._hand(job, some, checksums(some, data), data, None)",
-            "self._hand(job, some[::-1], checksums(some[::-1], data), data, None)",
+            "self._hand(job, tuple(keys), checksums(keys, ",
+            "self._hand(job, tuple(keys[::-1]), checksums(keys[::-1], ",
         ),
     ),
     _mutant(

@@ -23,7 +23,7 @@ from pawl.build.hosts.agent import LEFT, Head, Stay
 from pawl.build.hosts.door import ask
 from pawl.build.hosts.head import NodeHosts, NodesMissing
 from pawl.build.hosts.host import HostLost, ReplicaFailed
-from pawl.build.hosts.layout import MIXED, Layout, layout_of
+from pawl.build.hosts.layout import MIXED, Block, Layout, layout_of, side_by_side
 from pawl.build.hosts.messages import Full, Join, Unwanted, Welcome
 from pawl.build.ready import Refused, Setup
 from pawl.build.replica_process import ReplicaProcess, started
@@ -32,7 +32,7 @@ from pawl.config import ConfigError, ServerConfig
 from pawl.engine import Engine, RequestFailed
 from tests.actors.linked_systems import wait_for
 
-ONE_JOINS = Layout(num_nodes=1, num_here=1, head_serves=False)
+ONE_JOINS = Layout((Block(0, 1),), head_serves=False)
 SETTINGS: dict[str, Any] = {"model": "ghost", "runtime": "processes", "kv_tokens": 8192, "seed": 5}
 
 
@@ -83,7 +83,7 @@ def visit(keys: Path) -> Iterator[Callable[[NodeHosts], Visitor]]:
 def test_each_node_gets_one_place_however_often_it_asks_and_one_more_waits(
     make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
 ) -> None:
-    visitor = visit(make_head(Layout(num_nodes=3, num_here=1, head_serves=True)))
+    visitor = visit(make_head(Layout(tuple(side_by_side([UNIFIED] * 3, [1, 1, 1])), head_serves=True)))
     first, again, second = visitor.asks("one"), visitor.asks("one"), visitor.asks("two")
     assert (first.name, again, second.name) == ("node.1", first, "node.2")
     assert first.address != second.address
@@ -94,7 +94,7 @@ def test_each_node_gets_one_place_however_often_it_asks_and_one_more_waits(
 def test_a_node_gets_the_place_of_its_role_and_one_that_nobody_needs_is_told_so(
     make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
 ) -> None:
-    apart = Layout(num_nodes=3, num_here=1, head_serves=False, roles=(DECODE, PREFILL, PREFILL))
+    apart = Layout(tuple(side_by_side((DECODE, PREFILL, PREFILL), [1, 1, 1])), head_serves=False)
     head = make_head(apart, timeout_s=0.0)
     visitor = visit(head)
     ends: SimpleQueue[str] = SimpleQueue()
@@ -133,7 +133,7 @@ def test_a_stranger_at_the_door_gets_no_answer_and_costs_nobody_a_place(
 
 
 def test_the_head_says_who_is_missing_when_nodes_do_not_come_in_time(make_head: Callable[..., NodeHosts]) -> None:
-    head = make_head(Layout(num_nodes=2, num_here=1, head_serves=True), timeout_s=0.0)
+    head = make_head(Layout((Block(0, 1), Block(1, 1)), head_serves=True), timeout_s=0.0)
     head.of(0, threading.Event())
     with pytest.raises(
         NodesMissing, match=r"1 of 2 nodes are there \(this host\) after 0 s.*pawl node --join tcp://127"
@@ -160,7 +160,7 @@ def no_more_processes(setup: Setup) -> None:
 def test_what_a_node_cannot_start_is_told_and_its_loss_is_that_of_its_processes(
     make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = make_head(Layout(num_nodes=1, num_here=4096, head_serves=False))
+    head = make_head(Layout((Block(0, 4096),), head_serves=False))
     visitor = visit(head)
     ends: SimpleQueue[str] = SimpleQueue()
     stay = Stay(visitor.sockets, visitor.head, visitor.asks("node"), ends)
@@ -213,7 +213,10 @@ REFUSED = [
         {"role": "prefill", "disaggregate": "1p3d", "nodes": 2},
         "role: no host is for prefill alone: 1p3d on 2 nodes are decode, mixed",
     ),
-    ({"disaggregate": "2p1d", "nodes": 2}, "nodes: each of 2 nodes has as many replicas, and there are 3$"),
+    (
+        {"disaggregate": "2p1d", "nodes": 4},
+        "nodes: each of 4 nodes has as many replicas, and there are 3; ranks of a replica live on one host",
+    ),
 ]
 
 
@@ -232,6 +235,33 @@ def test_replicas_share_the_memory_of_their_host_and_the_requests_of_all() -> No
     assert [layout_of(config).node_of(place) for place in range(4)] == [0, 0, 1, 1]
 
 
+def test_hosts_with_more_replicas_give_each_less() -> None:
+    hosts = {"nodes": 2, "listen": "tcp://10.0.0.1:7000", "keys": "k", "disaggregate": "2p1d"}
+    config = ServerConfig(**SETTINGS | {"kv_memory_gb": 2.0, "max_running": 64, "trace_limit_mb": 100} | hosts)
+    shares = [share_of(config, place) for place in range(3)]
+    assert [share.kv_memory_gb for share in shares] == [2.0, 1.0, 1.0]
+    assert [share.trace_limit_mb for share in shares] == [100, 50, 50]
+    assert [share.max_running for share in shares] == [21] * 3
+
+
+@pytest.mark.parametrize("decoding", range(1, 9))
+@pytest.mark.parametrize("prefilling", range(1, 9))
+def test_every_host_has_a_replica_and_every_replica_one_host(prefilling: int, decoding: int) -> None:
+    count = prefilling + decoding
+    hosts: dict[str, Any] = {"listen": "tcp://10.0.0.1:7000", "keys": "k", "disaggregate": f"{prefilling}p{decoding}d"}
+    for nodes in range(2, count + 1):
+        layout = layout_of(ServerConfig(**SETTINGS | hosts | {"nodes": nodes}))
+        assert sorted(place for block in layout.blocks for place in range(count) if place in block) == list(
+            range(count)
+        )
+        assert len(layout.blocks) == nodes
+        assert min(block.size for block in layout.blocks) > 0
+        if count % nodes:
+            assert MIXED not in {block.role for block in layout.blocks}
+            of_roles = [[each.size for each in layout.blocks if each.role == role] for role in (PREFILL, DECODE)]
+            assert all(max(sizes) - min(sizes) <= 1 for sizes in of_roles)
+
+
 @pytest.mark.parametrize(
     ("apart", "nodes", "role", "roles", "node_of"),
     [
@@ -240,6 +270,12 @@ def test_replicas_share_the_memory_of_their_host_and_the_requests_of_all() -> No
         ("2p4d", 3, DECODE, (DECODE, DECODE, PREFILL), [0, 0, 1, 1, 2, 2]),
         ("2p2d", 2, PREFILL, (PREFILL, DECODE), [1, 1, 0, 0]),
         ("3p1d", 2, PREFILL, (PREFILL, MIXED), [1, 1, 0, 0]),
+        ("2p1d", 2, None, (DECODE, PREFILL), [0, 1, 1]),
+        ("2p1d", 2, PREFILL, (PREFILL, DECODE), [1, 0, 0]),
+        ("1p2d", 2, None, (DECODE, PREFILL), [0, 0, 1]),
+        ("5p2d", 3, None, (DECODE, PREFILL, PREFILL), [0, 0, 1, 1, 1, 2, 2]),
+        ("4p1d", 4, PREFILL, (PREFILL, DECODE, PREFILL, PREFILL), [1, 0, 0, 2, 3]),
+        ("1p6d", 5, None, (DECODE, DECODE, DECODE, DECODE, PREFILL), [0, 0, 1, 1, 2, 3, 4]),
     ],
 )
 def test_nodes_have_the_roles_of_their_replicas_and_the_head_that_which_it_was_given(
@@ -247,7 +283,7 @@ def test_nodes_have_the_roles_of_their_replicas_and_the_head_that_which_it_was_g
 ) -> None:
     hosts: dict[str, Any] = {"nodes": nodes, "listen": "tcp://10.0.0.1:7000", "keys": "k"}
     layout = layout_of(ServerConfig(**SETTINGS | hosts | {"disaggregate": apart, "role": role}))
-    assert layout.roles == roles
+    assert tuple(block.role for block in layout.blocks) == roles
     assert [layout.node_of(place) for place in range(len(node_of))] == node_of
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pawl.actors.names import DECODE, PREFILL, UNIFIED
 from pawl.build.hosts.layout import layout_of
 from pawl.build.hosts.ray import needs_of
 from pawl.build.hosts.select import hosts_of
@@ -22,6 +23,7 @@ from pawl.build.replica_process import ReplicaProcess
 from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
 from pawl.engine import Engine
+from tests.pawl.test_engine_apart_processes import received
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 MARKS = (
@@ -139,12 +141,33 @@ def test_a_cluster_that_is_too_small_is_refused_with_the_numbers(config: Callabl
         Engine(config(dp=3))
 
 
+@with_ray
+def test_a_prefill_replica_that_ray_has_placed_computes_for_a_decode_replica_and_is_placed_again(
+    config: Callable[..., ServerConfig], tmp_path: Path
+) -> None:
+    expected = undisturbed(tmp_path / "one")
+    with Engine(config(disaggregate="1p1d", page_size=4)) as engine:
+        decode, prefill = before = replicas(engine)
+        assert [each.names.role for each in before] == [DECODE, PREFILL]
+        assert decode.where.rpartition(" on ")[2] != prefill.where.rpartition(" on ")[2]
+        engine.control("slow-down", forward_sleep_time=0.02)
+        assert texts(engine, lambda: os.kill(agent_of(prefill), signal.SIGKILL)) == expected
+        wait_for_others(engine, before, 2)
+        assert texts(engine) == expected
+    assert sum(record.count for record in received(tmp_path / "replica-0" / "run-000001")) > 0
+
+
+@pytest.mark.parametrize(("place", "role"), [(0, DECODE), (1, PREFILL), (2, PREFILL)])
+def test_with_ray_a_replica_of_each_role_has_a_node_of_its_own(place: int, role: str) -> None:
+    layout = layout_of(build_config({"model": "ghost", "ray": "auto", "keys": "k", "disaggregate": "2p1d"}))
+    assert layout.joined[layout.node_of(place)] == (place, 1, role)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"ray": "auto"}, "links between hosts go with keys only"),
         ({"ray": "auto", "keys": "k", "nodes": 2, "dp": 2}, "with --ray each replica has a place of its own"),
-        ({"ray": "auto", "keys": "k", "disaggregate": "1p1d"}, "with --ray all replicas are alike"),
         ({"ray": "auto", "keys": "k", "listen": "here"}, "listen: tcp://HOST:PORT, not 'here'"),
     ],
 )
@@ -155,10 +178,13 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 
 
 def test_a_placement_group_has_all_that_the_ranks_of_a_replica_need() -> None:
-    assert needs_of(build_config({"model": "m", "threads": 6, "tp": 2})) == {"CPU": 6.0}
-    assert needs_of(build_config({"model": "m", "device": "cuda", "tp": 2, "pp": 2})) == {"CPU": 1.0, "GPU": 4.0}
+    assert needs_of(build_config({"model": "m", "threads": 6, "tp": 2}), UNIFIED) == {"CPU": 6.0}
+    cuda = build_config({"model": "m", "device": "cuda", "tp": 2, "pp": 2, "prefill_tp": 1, "disaggregate": "1p1d"})
+    needs = {role: needs_of(cuda, role) for role in (UNIFIED, DECODE, PREFILL)}
+    gpus = {UNIFIED: 4.0, DECODE: 4.0, PREFILL: 2.0}
+    assert needs == {role: {"CPU": 1.0, "GPU": count} for role, count in gpus.items()}
     with pytest.raises(ConfigError, match="how many CPUs Ray is to keep for each replica: --threads"):
-        needs_of(build_config({"model": "m"}))
+        needs_of(build_config({"model": "m"}), UNIFIED)
 
 
 @pytest.mark.parametrize(

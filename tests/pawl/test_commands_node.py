@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,7 @@ def test_a_node_that_cannot_be_says_why_in_one_line(
     [
         (["--dp", "2"], "pawl: keys: links between hosts go with keys only"),
         (["--dp", "2", "--nodes", "3"], "pawl: --nodes 3: torchrun has started 2"),
+        (["--no-head-serves", "--nodes", "2"], "pawl: --nodes 2: torchrun has started 2 with the head"),
     ],
 )
 def test_a_node_of_torchrun_is_refused_in_one_line(
@@ -90,3 +92,15 @@ def test_a_node_of_torchrun_is_refused_in_one_line(
     status, found = told(["serve", "ghost", *words], capsys)
     assert status == 2
     assert found.startswith(line)
+
+
+def test_a_node_of_torchrun_takes_the_place_of_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So roles are where the ranks are, in whichever order these come."""
+    joined: list[Any] = []
+    monkeypatch.setattr("pawl.build.hosts.agent.serve", lambda *words: joined.append(words) or 0)
+    for rank, head in ((1, []), (2, ["--no-head-serves"])):
+        for name, value in (OF_RANK_1 | {"RANK": str(rank), "WORLD_SIZE": "3"}).items():
+            monkeypatch.setenv(name, value)
+        assert main(["serve", "ghost", "--disaggregate", "2p1d", "--keys", str(tmp_path), *head]) == 0
+    places = [(address, place, role) for address, _, _, place, role in joined]
+    assert places == [("tcp://10.0.0.1:29501", 0, None), ("tcp://10.0.0.1:29501", 1, None)]

@@ -138,3 +138,36 @@ def test_two_nodes_prefill_for_a_head_that_decodes_and_go_on_when_one_is_killed(
         wait_for(partial(linked, engine, 2, 1, restarts=1))
         assert texts(engine) == alone
     assert nodes.ended() == [0, 0]
+
+
+def test_two_replicas_of_one_node_prefill_for_a_head_that_decodes_alone_and_again_when_the_node_was_killed(
+    nodes: Nodes, hosts: list[SecondHost], alone: list[str], tmp_path: Path
+) -> None:
+    """`2p1d --nodes 2`: hosts that do not have as many replicas each have one role each."""
+    nodes.start(hosts[0], PREFILL)
+    with apart(tmp_path / "traces", 2, 1, nodes=2, **nodes.settings) as engine:
+        assert (where(engine, PREFILL), where(engine, DECODE)) == ([hosts[0].address] * 2, ["here"])
+        assert texts(engine) == alone
+        streams = [engine.stream(prompt, SAMPLING) for prompt in PROMPTS]
+        nodes.kill(hosts[0])
+        nodes.start(hosts[0], PREFILL)
+        assert ["".join(delta.text for delta in stream) for stream in streams] == alone
+        wait_for(partial(linked, engine, 2, 1, restarts=2))
+        assert texts(engine) == alone
+    assert nodes.ended() == [0]
+    assert {record.count for record in received(tmp_path / "traces" / "replica-0" / "run-000001")} >= {17}
+
+
+def test_ranks_of_torchrun_have_the_roles_of_their_places_in_whichever_order_they_come(
+    nodes: Nodes, hosts: list[SecondHost], alone: list[str], tmp_path: Path
+) -> None:
+    """`2p1d` with three ranks, of which the last one comes first, and the head prefills."""
+    words = ("serve", "ghost", "--disaggregate", "2p1d", "--role", PREFILL, "--keys", nodes.settings["keys"])
+    head, _, port = nodes.listen.removeprefix("tcp://").rpartition(":")
+    variables = {"WORLD_SIZE": "3", "MASTER_ADDR": head, "MASTER_PORT": str(int(port) - 1)}
+    for rank, host in ((2, hosts[1]), (1, hosts[0])):
+        nodes.running[host.name] = host.start(*words, env=variables | {"RANK": str(rank)})
+    with apart(tmp_path / "traces", 2, 1, nodes=3, role=PREFILL, **nodes.settings) as engine:
+        assert (where(engine, PREFILL), where(engine, DECODE)) == ([hosts[1].address, "here"], [hosts[0].address])
+        assert texts(engine) == alone
+    assert nodes.ended() == [0, 0]

@@ -16,7 +16,8 @@ from pawl.lifecycle.records import Checkpoint, Record
 from pawl.testing.cluster import Cluster
 from pawl.testing.models import GHOST
 from pawl.testing.replica import record_properties
-from pawl.testing.workload import Arrival, Shape, Workload
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Workload
 
 
 def drawn(seed: int) -> Workload:

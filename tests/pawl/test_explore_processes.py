@@ -9,7 +9,8 @@ from pawl.actors.simulation.faults import Faults
 from pawl.loops.orders.adapters import LoadAdapter
 from pawl.loops.orders.weights import UpdateWeights
 from pawl.testing import Workload, explore_workload
-from pawl.testing.workload import Arrival, Control, Shape
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Control
 
 SHAPE = Shape(replicas=2, max_restarts=2, max_loras=1, max_loaded_loras=2, num_pages=12)
 ARRIVALS = tuple(

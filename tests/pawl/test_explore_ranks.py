@@ -13,7 +13,8 @@ from pawl.actors.simulation.strategies.simple import Fair
 from pawl.loops.orders.adapters import LoadAdapter
 from pawl.loops.orders.weights import UpdateWeights
 from pawl.testing import Workload, explore_workload
-from pawl.testing.workload import Arrival, Control, Shape
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Control
 
 LOADS = tuple(Control(body=LoadAdapter(name=name, path=f"ghost:{path}")) for name, path in ("xa", "yb"))
 TAKING_TURNS = Workload(

@@ -19,7 +19,8 @@ from pawl.memory.prefix.select import CACHES, KINDS
 from pawl.testing import BoundedOvertaking, Workload, expectations
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.routing import WatchedPlacement, WatchedScaling
-from pawl.testing.workload import Arrival, Shape, all_features, all_labels, labels_of
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, all_features, all_labels, labels_of
 
 WORKLOADS = 4000
 EACH, PAIR = 0.05, 0.002

@@ -24,7 +24,8 @@ from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
 from pawl.loops.orders.weights import UpdateWeights
 from pawl.loops.recovery import recover
 from pawl.testing.injection import INJECTED, Place, inject, places_of
-from pawl.testing.workload import Arrival, Control, Shape, Workload
+from pawl.testing.shape import Shape
+from pawl.testing.workload import Arrival, Control, Workload
 from tests.mutants.mutant import Edit, Group, Mutant, planted
 
 NUM_SAMPLED = 60

@@ -12,7 +12,7 @@ from pawl.exploration import CELLS
 from pawl.testing import Faults, Workload, check_schedule, fault_budgets, schedules, workloads
 from pawl.testing.parts import PartFailed
 from pawl.testing.plugins import know_policy
-from pawl.testing.workload import Shape
+from pawl.testing.shape import Shape
 
 pytest_plugins = ["pytester"]
 

@@ -166,7 +166,8 @@ class NodeHosts:
                 return Full()
             process = f"node.{next(self._numbers)}"
             wire = self.bind()
-            node = Node(self, process, join, wire.address, self._layout.num_here, time.monotonic())
+            num_here = self._layout.joined[number].size
+            node = Node(self, process, join, wire.address, num_here, time.monotonic())
             self._places[number] = node
         node.link = self._system.connect(process, wire)
         return Welcome(process, wire.address)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from pawl.actors.names import UNIFIED
+from pawl.actors.names import DECODE, UNIFIED
 from pawl.build.hosts.addresses import host_and_port
 from pawl.build.roles import num_places, roles_of
 from pawl.config import ConfigError, ServerConfig
@@ -16,19 +17,31 @@ MIXED = "mixed"
 """Role of a node whose replicas have several."""
 
 
-class Layout(NamedTuple):
-    """Replicas side by side, as many on each host."""
+class Block(NamedTuple):
+    """Replicas of one host, at places behind each other."""
 
-    num_nodes: int
-    """With that of the head, where replicas live there."""
-    num_here: int
-    """Replicas on each."""
+    first: int
+    """Place of the first."""
+    size: int
+    role: str = UNIFIED
+    """Of all, or MIXED."""
+
+    def __contains__(self, place: object) -> bool:
+        return place in range(self.first, self.first + self.size)
+
+
+class Layout(NamedTuple):
+    """Replicas on hosts."""
+
+    blocks: tuple[Block, ...]
+    """Of the nodes, by number; one is that of the head, where replicas live there."""
     head_serves: bool
     """Node 0 is the host of the head."""
-    roles: tuple[str, ...] = ()
-    """Of all nodes, by number: that of all its replicas, or MIXED. Empty: prefill and decode are not apart."""
-    head_block: int = 0
-    """Which of the equal parts of all replicas is on node 0; the others are on the next nodes, in their order."""
+
+    @property
+    def num_nodes(self) -> int:
+        """With that of the head, where replicas live there."""
+        return len(self.blocks)
 
     @property
     def num_joined(self) -> int:
@@ -37,13 +50,21 @@ class Layout(NamedTuple):
 
     def node_of(self, place: int) -> int:
         """The node, from 0, of the replica at this place."""
-        block = place // self.num_here
-        return 0 if block == self.head_block else block + (block < self.head_block)
+        return next(number for number, block in enumerate(self.blocks) if place in block)
+
+    def num_beside(self, place: int) -> int:
+        """Replicas on the host of this place, with its own."""
+        return self.blocks[self.node_of(place)].size
+
+    @property
+    def joined(self) -> tuple[Block, ...]:
+        """Of nodes that are to join."""
+        return self.blocks[int(self.head_serves) :]
 
     @property
     def joined_roles(self) -> tuple[str, ...]:
         """Of nodes that are to join."""
-        return self.roles[int(self.head_serves) :] or (UNIFIED,) * self.num_joined
+        return tuple(block.role for block in self.joined)
 
     def unwanted(self, role: str | None) -> str:
         """Why no node of this role is ever needed; empty: one is. None: it takes what there is."""
@@ -57,7 +78,17 @@ class Layout(NamedTuple):
     @property
     def places(self) -> list[int]:
         """In the order in which they are taken, as far as not all are: first one on each node."""
-        return sorted(range(self.num_nodes * self.num_here), key=lambda place: divmod(place, self.num_here)[::-1])
+        ranked = sorted((at, block.first) for block in self.blocks for at in range(block.size))
+        return [first + at for at, first in ranked]
+
+
+def side_by_side(roles: Sequence[str], sizes: Iterable[int]) -> list[Block]:
+    """Blocks of these sizes, one behind the other, of replicas with these roles."""
+    ends = [0, *accumulate(sizes)]
+    return [
+        Block(first, end - first, roles[first] if len(set(roles[first:end])) == 1 else MIXED)
+        for first, end in pairwise(ends)
+    ]
 
 
 def layout_of(config: ServerConfig) -> Layout:
@@ -65,19 +96,12 @@ def layout_of(config: ServerConfig) -> Layout:
     _check_role(config)
     roles, count, num_nodes = roles_of(config), num_places(config), config.nodes
     if config.ray is not None:
-        return _layout_of_ray(config, count)
-    if count % num_nodes:
-        most = "dp" if config.max_dp is None else "max_dp"
-        told = f"{most} is {count}" if config.disaggregate is None else f"there are {count}"
-        ranks = "; ranks of a replica live on one host, where they meet in memory" if count < num_nodes else ""
-        raise ConfigError(f"nodes: each of {num_nodes} nodes has as many replicas, and {told}{ranks}", "nodes")
+        return _layout_of_ray(config, roles, count)
+    sizes = _sizes(config, roles, count)
     if config.max_dp is not None and config.dp < num_nodes:
         raise ConfigError(f"dp: at least one replica for each of {num_nodes} nodes, not {config.dp}", "dp")
-    num_here = count // num_nodes
-    ever = (*roles, *[UNIFIED] * (count - len(roles)))
-    blocks = [_role_of(ever[first : first + num_here]) for first in range(0, count, num_here)]
-    at = _head_block(config, blocks)
-    layout = Layout(num_nodes, num_here, config.head_serves, (blocks.pop(at), *blocks), at)
+    blocks = side_by_side((*roles, *[UNIFIED] * (count - len(roles))), sizes)
+    layout = Layout((blocks.pop(_head_block(config, blocks)), *blocks), config.head_serves)
     if not layout.num_joined:
         for name in ("listen", "keys"):
             if getattr(config, name) is not None:
@@ -91,16 +115,38 @@ def layout_of(config: ServerConfig) -> Layout:
     return layout
 
 
-def _layout_of_ray(config: ServerConfig, num_replicas: int) -> Layout:
+def _sizes(config: ServerConfig, roles: Sequence[str], count: int) -> list[int]:
+    """Replicas of each host, in the order of their places: as many on each; where that does not come out even, each
+    host has one role. Raises ConfigError."""
+    num_nodes = config.nodes
+    if count % num_nodes == 0:
+        return [count // num_nodes] * num_nodes
+    if config.disaggregate is None or count < num_nodes:
+        most = "dp" if config.max_dp is None else "max_dp"
+        told = f"{most} is {count}" if config.disaggregate is None else f"there are {count}"
+        ranks = "; ranks of a replica live on one host, where they meet in memory" if count < num_nodes else ""
+        raise ConfigError(f"nodes: each of {num_nodes} nodes has as many replicas, and {told}{ranks}", "nodes")
+    decoding = roles.count(DECODE)
+    prefilling = count - decoding
+    share = (2 * num_nodes * decoding + count) // (2 * count)
+    hosts = min(max(share, 1, num_nodes - prefilling), decoding, num_nodes - 1)
+    return _evenly(decoding, hosts) + _evenly(prefilling, num_nodes - hosts)
+
+
+def _evenly(count: int, hosts: int) -> list[int]:
+    """The first ones have one more, where there is a rest."""
+    return [count // hosts + (at < count % hosts) for at in range(hosts)]
+
+
+def _layout_of_ray(config: ServerConfig, roles: Sequence[str], num_replicas: int) -> Layout:
     """Each replica has a node of its own, wherever Ray has room for it."""
     if config.nodes > 1:
         raise ConfigError("nodes: with --ray each replica has a place of its own, on machines that Ray has", "nodes")
-    if config.disaggregate is not None:
-        raise ConfigError("disaggregate: with --ray all replicas are alike; say --nodes, and start them by hand", "ray")
     if config.keys is None:
         raise ConfigError(NO_KEYS, "keys")
     _check_listen(config)
-    return Layout(num_replicas, 1, head_serves=False)
+    ever = (*roles, *[UNIFIED] * (num_replicas - len(roles)))
+    return Layout(tuple(side_by_side(ever, [1] * num_replicas)), head_serves=False)
 
 
 def _check_listen(config: ServerConfig) -> None:
@@ -117,18 +163,15 @@ def _check_role(config: ServerConfig) -> None:
         raise ConfigError("role: of replicas on the host of the head, where --disaggregate shares them out", "role")
 
 
-def _role_of(roles: Sequence[str]) -> str:
-    return roles[0] if len(set(roles)) == 1 else MIXED
-
-
-def _head_block(config: ServerConfig, blocks: Sequence[str]) -> int:
-    """Where the replicas of the head's host begin. Raises ConfigError where its role cannot be."""
+def _head_block(config: ServerConfig, blocks: Sequence[Block]) -> int:
+    """Which of them is on the host of the head. Raises ConfigError where its role cannot be."""
+    roles = [block.role for block in blocks]
     if config.role is None:
         return 0
-    if config.role not in blocks:
-        told = f"{config.disaggregate} on {config.nodes} nodes are {', '.join(blocks)}"
+    if config.role not in roles:
+        told = f"{config.disaggregate} on {config.nodes} nodes are {', '.join(roles)}"
         raise ConfigError(f"role: no host is for {config.role} alone: {told}", "role")
-    return blocks.index(config.role)
+    return roles.index(config.role)
 
 
 def threads_of(config: ServerConfig, num_here: int) -> int | None:

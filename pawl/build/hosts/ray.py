@@ -13,6 +13,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from pawl.build.hosts.head import NodeHosts
 from pawl.build.hosts.host import Host
 from pawl.build.hosts.layout import Layout
 from pawl.build.hosts.ray_agent import hold
+from pawl.build.roles import num_ranks, roles_of
 from pawl.config import ConfigError, ServerConfig
 
 log = structlog.get_logger("pawl.build.hosts")
@@ -41,9 +43,10 @@ class Placed(NamedTuple):
     """The task."""
 
 
-def needs_of(config: ServerConfig) -> Needs:
-    """CPUs and GPUs of one replica with all its ranks. Raises ConfigError where nobody says how many CPUs."""
-    ranks = config.tp * config.pp
+def needs_of(config: ServerConfig, role: str) -> Needs:
+    """CPUs and GPUs of a replica of this role with all its ranks. Raises ConfigError where nobody says how many
+    CPUs."""
+    ranks = num_ranks(config, role) * config.pp
     if config.device != "cpu":
         return {"CPU": 1.0, "GPU": float(ranks)}
     if config.threads is None and config.model != "ghost":
@@ -59,12 +62,13 @@ class RayHosts(NodeHosts):
         assert config.ray is not None
         assert config.keys is not None
         self._ray = _connected(config.ray)
-        self._needs = needs_of(config)
+        self._needs = [needs_of(config, block.role) for block in layout.blocks]
+        """By place."""
         self._placed: dict[int, Placed] = {}
         """By place."""
         self._placing = threading.Lock()
         try:
-            _check_room(self._ray.nodes(), self._needs, config.dp)
+            _check_room(self._ray.nodes(), self._needs[: len(roles_of(config))])
             listen = config.listen or f"tcp://{self._ray.util.get_node_ip_address()}:0"
             super().__init__(layout, listen, keys, str(Path(config.keys).absolute()), config.node_timeout_s)
         except BaseException:
@@ -104,10 +108,11 @@ class RayHosts(NodeHosts):
         with self._placing:
             if place in self._placed or self._closed:
                 return
-            group = placement_group([self._needs], strategy="STRICT_PACK")
+            needs = self._needs[place]
+            group = placement_group([needs], strategy="STRICT_PACK")
             task = self._ray.remote(hold).options(
-                num_cpus=self._needs["CPU"],
-                num_gpus=self._needs.get("GPU", 0.0),
+                num_cpus=needs["CPU"],
+                num_gpus=needs.get("GPU", 0.0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
                 max_retries=-1,
                 retry_exceptions=True,
@@ -115,7 +120,7 @@ class RayHosts(NodeHosts):
             )
             agent = task.remote(self.address, self._keys_folder, place, self._timeout_s)
             self._placed[place] = Placed(group, agent)
-        log.info("Ray places a node", place=place, needs=self._needs)
+        log.info("Ray places a node", place=place, needs=needs)
 
     def _remove(self, placed: Placed) -> None:
         from ray.util.placement_group import remove_placement_group
@@ -152,15 +157,20 @@ def _check_reached(address: str) -> None:
         raise ConfigError(f"ray: no cluster at {address}: {error}", "ray") from error
 
 
-def _check_room(nodes: list[dict[str, Any]], needs: Needs, count: int) -> None:
+def _check_room(nodes: list[dict[str, Any]], needs: Sequence[Needs]) -> None:
     """Raises ConfigError where so many replicas have no room, each on one machine, even if nobody else had any."""
     machines = [node["Resources"] for node in nodes if node["Alive"]]
-    room = sum(min(int(machine.get(name, 0.0) // amount) for name, amount in needs.items()) for machine in machines)
-    if room < count:
-        each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
-        there = ", ".join("+".join(f"{machine.get(name, 0.0):g} {name}" for name in needs) for machine in machines)
-        raise ConfigError(
-            f"ray: each of {count} replicas needs {each} on one machine, and there is room for {room}: "
-            f"{there or 'no machine'}",
-            "dp",
-        )
+    left = [dict(machine) for machine in machines]
+    for count, needed in enumerate(sorted(needs, key=lambda each: -each.get("GPU", each["CPU"]))):
+        free = (each for each in left if all(each.get(name, 0.0) >= amount for name, amount in needed.items()))
+        machine = next(free, None)
+        if machine is None:
+            each = " and ".join(f"{amount:g} {name}" for name, amount in needed.items())
+            there = ", ".join("+".join(f"{machine.get(name, 0.0):g} {name}" for name in needed) for machine in machines)
+            raise ConfigError(
+                f"ray: each of {len(needs)} replicas needs {each} on one machine, and there is room for {count}: "
+                f"{there or 'no machine'}",
+                "dp",
+            )
+        for name, amount in needed.items():
+            machine[name] -= amount
