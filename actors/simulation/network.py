@@ -182,6 +182,7 @@ class DownNotice:
         self._network = network
 
     def run(self) -> None:
+        self._network.num_notices -= 1
         if self._network.touched is not None:
             self._network.touched.add(LINE + self.owner)
         if not self.mailbox.arrive_fenced(self._message, self.edge):
@@ -208,6 +209,9 @@ class Network:
         self._is_wire = is_wire
         self._preempt = preempt
         self._notices: list[DownNotice] = []
+        """Those with something before them."""
+        self.num_notices = 0
+        """All that have not arrived."""
 
     def add_outbox(self, mailbox: Mailbox, owner: str) -> Carrier | None:
         """The outbox of the actor that reads `mailbox`; None when its messages arrive at once."""
@@ -235,6 +239,7 @@ class Network:
     def post_down(self, mailbox: SimulatedMailbox, message: Any, edge: Edge) -> None:
         """Send `Down` behind everything else of its sender."""
         self._notices.append(DownNotice(self, mailbox, message, edge))
+        self.num_notices += 1
         self.send_off()
 
     def send_off(self) -> None:
@@ -259,4 +264,4 @@ class Network:
 
     def num_on_the_way(self) -> int:
         """Messages that have not arrived."""
-        return sum(len(carrier.envelopes) for carrier in (*self.outboxes.values(), *self.wires)) + len(self._notices)
+        return sum(len(carrier.envelopes) for carrier in (*self.outboxes.values(), *self.wires)) + self.num_notices

@@ -87,6 +87,20 @@ def test_an_actor_that_crashes_for_good_is_gone_for_its_watchers() -> None:
     assert [what.name for what in journal.of("watcher") if hasattr(what, "reason")] == ["peer"]
 
 
+def test_nothing_is_at_rest_before_its_watchers_have_heard_that_somebody_is_gone() -> None:
+    system = SimulatedSystem(Wanting("crash peer before"), faults=Faults(crash=1))
+    journal = Journal()
+    for name in ("watcher", "peer"):
+        system.spawn(Scribe(journal), name)
+    system.watch("watcher", "peer")
+    system.start()
+    system.send("peer", Say(1))
+    while not (heard := [what for what in journal.of("watcher") if hasattr(what, "reason")]):
+        assert system.num_waiting() > 0
+        system.step()
+    assert ([what.name for what in heard], system.num_waiting()) == (["peer"], 0)
+
+
 def test_only_actors_that_may_crash_are_made_to() -> None:
     source = Wanting()
     system, _ = talkative(source, crash=1, may_crash=["somebody else"])
