@@ -72,7 +72,8 @@ class Fleet:
         self._joining = Joining(self.questions, self._up, self._refused)
         self.questions.ordered = self._joining.ordered
         rule = rule or Rule(len(self.replicas), len(self.replicas))
-        self.size = FleetSize(actor, self.replicas, rule, self._add, self._left, self._is_busy, num_open)
+        ways = self._add, self._left, self._is_busy, num_open, self.questions.leaves
+        self.size = FleetSize(actor, self.replicas, rule, *ways)
         self.size.why_fixed = lambda: self.questions.fixed
         self._role = next(iter(self.replicas.values())).names.role
         self._parting: dict[int, Replica] = {}

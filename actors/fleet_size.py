@@ -38,9 +38,10 @@ class FleetSize:
         left: Callable[[Replica], None],
         is_busy: Callable[[Replica], bool],
         num_open: Callable[[], int],
+        leaves: Callable[[Replica], None],
     ) -> None:
-        """`replicas` take requests, or leave: a view. `add` starts one more, or says why not; `left` lets go of one,
-        whether or not it `is_busy`; `num_open` is the load."""
+        """`replicas` take requests, or leave: a view. `add` starts one more, or says why not; `leaves` hears of one
+        that is to leave, and `left` lets go of it, whether or not it `is_busy`; `num_open` is the load."""
         self.rule = rule
         self.wanted = len(replicas)
         self.num_starting = 0
@@ -52,6 +53,7 @@ class FleetSize:
         self._actor = actor
         self._replicas = replicas
         self._add = add
+        self._leaves = leaves
         self._left = left
         self._is_busy = is_busy
         self._num_open = num_open
@@ -177,6 +179,7 @@ class FleetSize:
             self._num_orders += 1
             replica.leaving = self._num_orders
             log.info("a replica leaves", replica=replica.number, open=replica.num_open)
+            self._leaves(replica)
             if self._is_busy(replica):
                 self._actor.context.after(self._grace_s, LeaveNow(replica.number, replica.leaving))
         self.let_go()

@@ -30,6 +30,8 @@ class Home(NamedTuple):
     replica: int
     ticket: int
     """Question of the gateway that opened it."""
+    ended: str = ""
+    """Why it is no more, if so: `replica` is NOBODY then."""
 
 
 class ReplicaAsks:
@@ -58,6 +60,10 @@ class ReplicaAsks:
 
     def ask(self, ask: Ask, why_not: str) -> None:
         """Put it to those whom it concerns, and answer when all have; where there is nobody, with `why_not`."""
+        if isinstance(ask.message, CloseSession) and (why_ended := self.why_ended(ask.message.session)):
+            del self.sessions[ask.message.session]
+            self._answer(ask, [Reply(0, False, why_ended)])
+            return
         session = row_of(ask.message).session_of
         numbers = sorted(self._replicas) if session is None else self._owners(session(ask.message))
         if not numbers:
@@ -90,9 +96,27 @@ class ReplicaAsks:
 
     def lost(self, number: int, why: str) -> None:
         """This replica answers nothing any more, and its sessions are gone."""
-        for session in [session for session, home in self.sessions.items() if home.replica == number]:
-            del self.sessions[session]
+        self._end_sessions(number, why)
         self.asks.fail(why, [ticket for ticket, asked in self._tickets.items() if asked == number])
+
+    def leaves(self, replica: Replica) -> None:
+        """It takes no turns any more: its sessions end, once those that are live have."""
+        for session in self._end_sessions(replica.number, "its replica leaves"):
+            self.tell(replica, CloseSession(session), lambda reply: None)
+
+    def _end_sessions(self, number: int, why: str) -> list[str]:
+        """Names of those that this replica had, which are remembered until they are opened again."""
+        ended = [session for session, home in self.sessions.items() if home.replica == number]
+        for session in ended:
+            self.sessions[session] = self.sessions[session]._replace(replica=NOBODY, ended=why)
+        return ended
+
+    def why_ended(self, session: str) -> str:
+        """What to tell who goes on with a session that has ended with its replica; empty: it has not."""
+        home = self.sessions.get(session)
+        if home is None or not home.ended:
+            return ""
+        return f"session {session!r} has ended: {home.ended}. Open it again, and send what it held"
 
     def owner_of(self, session: str) -> int:
         """Number of the replica that has this session, or that has not said yet that it is closed."""

@@ -166,6 +166,10 @@ class Router(Actor):
     def _place(self, routed: Routed, message: Generate) -> None:
         """Give a request to a replica, or let it wait for one that takes it."""
         request = message.request
+        if message.session is not None and (ended := self.fleet.questions.why_ended(message.session.id)):
+            self._forget(request)
+            self._send_gateway(Refused(request, Cause.INVALID, ended))
+            return
         if not self.fleet.loads():
             if self.fleet.lost:
                 self._end(routed, Cause.INTERNAL, self.fleet.lost)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pawl.actors.control import Ask
 from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names
@@ -21,6 +22,7 @@ from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.request import SessionParameters
 from pawl.loops.loop import Loop
 from pawl.loops.orders.requests import Abort
+from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.memory.arrays import Int32s
 from pawl.testing.shape import Shape
 
@@ -240,6 +242,15 @@ class WatchedRouter(Router):
         self._report = report
         self._to_end: frozenset[int] = frozenset()
         """Requests that it was told to abort."""
+        self._opened_at: dict[str, int] = {}
+        """Sessions that clients opened and did not close -> the replica that was told to open them."""
+
+    def receive(self, message: Any) -> None:
+        super().receive(message)
+        if isinstance(message, Ask) and isinstance(order := message.message, OpenSession):
+            self._opened_at[order.session] = self.fleet.questions.owner_of(order.session)
+        elif isinstance(message, Ask) and isinstance(order, CloseSession):
+            self._opened_at.pop(order.session, None)
 
     def _abort(self, message: Abort) -> None:
         self._to_end |= {*message.requests}
@@ -259,6 +270,10 @@ class WatchedRouter(Router):
         held = [number for number in staying if self._takes_turns(number, message.session)]
         if held and owner not in held:
             text = f"a turn goes to replica {owner}, and its session is with {held}"
+            self._report("session_atomicity", text, message.request)
+        home = NOBODY if message.session is None else self._opened_at.get(message.session.id, NOBODY)
+        if home not in (NOBODY, *staying) and self._takes_turns(home, message.session):
+            text = f"a turn goes to replica {owner}, which is not told that its session ended with replica {home}"
             self._report("session_atomicity", text, message.request)
         return owner
 

@@ -7,7 +7,7 @@ from typing import Any
 from pawl.actors.control import Ask
 from pawl.actors.control.scaling import ScaleReplicas
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.generate import Ended, StepTokens, Timing, Usage
+from pawl.actors.messages.generate import Ended, Refused, StepTokens, Timing, Usage
 from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
@@ -21,9 +21,10 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.memory import ReleaseMemory
 from pawl.loops.orders.serving import Pause
+from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import JoinWeightGroup
 from pawl.loops.orders.weights import UpdateWeights
-from tests.actors.test_router import PROMPT, asked, draws, given, is_lost, opens, ordered, told_next
+from tests.actors.test_router import PROMPT, asked, draws, given, is_lost, opens, ordered, told_next, turn
 
 HIGH = 1 << 20
 """Open requests that no test has."""
@@ -246,3 +247,40 @@ def test_who_leaves_is_called_back_when_nobody_else_serves_though_another_one_is
     assert [each.request for each in given(context, 1)] == [1, 3]
     router.receive(ReplicaFailed("no memory", "unified"))
     assert (starts.given_up, router.fleet.size.wanted, router.fleet.lost) == ([0], 1, "")
+
+
+def test_sessions_of_one_that_leaves_are_closed_there_and_whoever_goes_on_is_told() -> None:
+    router, context, starts = routed(2)
+    router.receive(asked(1))
+    ordered(router, OpenSession("s", 0), 1)
+    context.take("scheduler.1")
+    context.take(FRONT.gateway)
+    scale(router, context, 1)
+    (closing,) = context.take("scheduler.1")
+    assert closing.message == CloseSession("s")
+    router.receive(turn(2))
+    (refused,) = [each for each in context.take(FRONT.gateway) if isinstance(each, Refused)]
+    ended = "session 's' has ended: its replica leaves. Open it again, and send what it held"
+    assert (refused.request, refused.cause, refused.message) == (2, Cause.INVALID, ended)
+    assert (len(router.routed), given(context, 1)) == (1, [])
+    router.receive(Reply(closing.ticket, True))  # which it had to wait for
+    router.receive(Parted(1))
+    assert starts.ended == [1]
+    router.receive(Ask(7, CloseSession("s"), FRONT.gateway))
+    reply = context.take(FRONT.gateway)[-1]
+    assert (reply.ticket, reply.ok, reply.message) == (7, False, ended)
+    router.receive(turn(3))  # nobody knows of it any more
+    assert [each.request for each in given(context, 0)] == [1, 3]
+
+
+def test_a_session_of_a_lost_replica_may_be_opened_again_elsewhere() -> None:
+    router, context, _ = routed(2)
+    ordered(router, OpenSession("s", 0), 0)
+    router.receive(turn(1))
+    is_lost(router, context, 0)
+    (refused,) = [each for each in context.take(FRONT.gateway) if isinstance(each, Refused)]
+    assert refused.request == 1
+    assert refused.message.startswith("session 's' has ended: scheduler.0 is gone: ")
+    ordered(router, OpenSession("s", 0), 1)
+    router.receive(turn(2))
+    assert [each.request for each in given(context, 1)] == [2]

@@ -53,6 +53,12 @@ REPLICAS = (
         Edit(Router._owner, "if owner in self.replicas and not self.replicas[owner].leaving:", "if False:"),
     ),
     _mutant(
+        "turn_of_a_session_that_is_gone_is_given_to_any_replica",
+        "session_atomicity",
+        "Nobody says that a session ended with its replica: another one is asked to go on with it, and knows of none.",
+        Edit(Router._place, "if message.session is not None and (ended :=", "if False and (ended :="),
+    ),
+    _mutant(
         "new_request_at_a_dead_replica_is_refused",
         "fault_isolation",
         "A request whose replica is gone, and nobody has said so yet, is refused as if all were busy.",
