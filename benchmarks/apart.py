@@ -1,27 +1,36 @@
 """`python -m benchmarks.apart`: long prompts beside decoding clients, with prefill apart and without.
 
-The model is a ghost on modelled devices: a step takes some milliseconds, and more for each prompt token in it. Three
-servers in turns: one replica, two of them behind the router, and one that prefills for one that decodes. Told are the
-gaps between the tokens of clients that decode all the time, and how long the first token of a long prompt takes.
+The model is a ghost on modelled devices: a step takes some milliseconds, and more for each prompt token in it; or with
+`--model smollm2` one that computes on this CPU. Three servers in turns: one replica, two of them behind the router, and
+one that prefills for one that decodes; in threads, or with `--runtime processes` in a process each. Told are the gaps
+between the tokens of clients that decode all the time, and how long the first token of a long prompt takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import tempfile
 import threading
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pawl.actors.names import NAMES, names_of
+from pawl.build import replica
 from pawl.build.ghost import load_ghost
+from pawl.build.hosts.child import Child
+from pawl.build.hosts.host import OneHost, Running, ThisHost
+from pawl.build.parts import Parts
+from pawl.build.ready import Setup
+from pawl.build.replica_process import started
 from pawl.build.replicas import share_of
 from pawl.build.roles import roles_of
-from pawl.config import build_config
+from pawl.config import ServerConfig, build_config
 from pawl.engine import Engine
+from pawl.gpu.children import python, start
 
 SERVERS: dict[str, dict[str, Any]] = {
     "one replica": {},
@@ -30,13 +39,31 @@ SERVERS: dict[str, dict[str, Any]] = {
 }
 
 
-class Modelled:
-    """A runner whose steps take `step_s` seconds, and `token_s` more for each prompt token."""
+OF_A_GHOST: dict[str, Any] = {"kv_tokens": 1 << 17, "context_length": 16384, "prefill_chunk": 2048}
+OF_OTHERS: dict[str, Any] = {"kv_tokens": 1 << 15, "context_length": 8192}
+"""Their pages are large."""
+SETTLE_S = {"local": 1.0, "processes": 3.0}
+"""Until all decode, and replicas in processes have met each other."""
 
-    def __init__(self, runner: Any, step_s: float, token_s: float) -> None:
+
+class Times(NamedTuple):
+    """Of a device."""
+
+    step_s: float
+    token_s: float
+    """Of a prompt token, more."""
+
+    def on(self, parts: Parts) -> Parts:
+        """The same, whose runner takes so long."""
+        return replace(parts, runner=Modelled(parts.runner, self))
+
+
+class Modelled:
+    """A runner whose steps take as long as those of a device."""
+
+    def __init__(self, runner: Any, times: Times) -> None:
         self._runner = runner
-        self._step_s = step_s
-        self._token_s = token_s
+        self._times = times
         self._prompt_tokens: dict[int, int] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -48,8 +75,56 @@ class Modelled:
 
     def collect(self, launched: Any) -> Any:
         step, inner = launched
-        time.sleep(self._step_s + self._token_s * self._prompt_tokens.pop(step, 0))
+        time.sleep(self._times.step_s + self._times.token_s * self._prompt_tokens.pop(step, 0))
         return self._runner.collect(inner)
+
+
+class ModelledChild(Child):
+    """The process of a replica on such a device."""
+
+    def __init__(self, setup: Setup, times: Times) -> None:
+        self._times = times
+        super().__init__(setup)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        words = [*python("benchmarks.apart"), "--replica", *map(str, self._times)]
+        return start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+
+
+class ModelledHost(ThisHost):
+    """This one, with such devices."""
+
+    times: Times
+
+    def start(self, setup: Setup) -> Running:
+        return ModelledChild(setup, self.times)
+
+
+class ModelledHosts(OneHost):
+    """It alone."""
+
+    def __init__(self, times: Times) -> None:
+        super().__init__()
+        self._host.close()
+        self._host = ModelledHost(self.sockets)
+        self._host.times = times
+
+
+def be_replica(times: Times) -> None:
+    """What `pawl.build.replica` does, on such a device."""
+    load = replica.load_here
+    replica.load_here = lambda *words: times.on(load(*words))
+    replica.main()
+
+
+def modelled(config: ServerConfig, times: Times) -> Engine:
+    """An engine all of whose replicas are ghosts on such devices."""
+    roles = roles_of(config)
+    shares = [share_of(config, place) for place in range(len(roles))]
+    if config.in_processes:
+        return Engine(config, parts=started(dict(enumerate(shares)), roles, ModelledHosts(times)))
+    names = [names_of(place, role) for place, role in enumerate(roles)] if len(roles) > 1 else [NAMES]
+    return Engine(config, parts=[times.on(load_ghost(*each)) for each in zip(shares, names, strict=True)])
 
 
 class Client(threading.Thread):
@@ -74,22 +149,19 @@ def measured(settings: dict[str, Any], arguments: argparse.Namespace) -> tuple[l
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         config = build_config(
-            {"model": "ghost", "trace_dir": folder, "log_level": "error", "kv_tokens": 1 << 17, "context_length": 16384}
-            | {"prefill_chunk": arguments.chunk, "host_cache_gb": 0.5}
+            {"model": arguments.model, "trace_dir": folder, "log_level": "error", "runtime": arguments.runtime}
+            | (OF_A_GHOST if arguments.model == "ghost" else OF_OTHERS)
+            | ({} if arguments.chunk is None else {"prefill_chunk": arguments.chunk})
+            | {"host_cache_gb": 0.5}
             | settings
         )
-        roles = roles_of(config)
-        parts = [
-            load_ghost(share_of(config, place), names_of(place, role) if len(roles) > 1 else NAMES)
-            for place, role in enumerate(roles)
-        ]
-        times = arguments.step_ms / 1e3, arguments.token_us / 1e6
-        with Engine(config, parts=[replace(each, runner=Modelled(each.runner, *times)) for each in parts]) as engine:
+        times = Times(arguments.step_ms / 1e3, arguments.token_us / 1e6)
+        with modelled(config, times) if config.model == "ghost" else Engine(config) as engine:
             prompts = [rng.integers(97, 122, 8).tolist() for _ in range(arguments.clients)]
             short = [Client(engine, prompt, arguments.tokens) for prompt in prompts]
             for client in short:
                 client.start()
-            time.sleep(1.0)
+            time.sleep(SETTLE_S[arguments.runtime])
             prompts = [rng.integers(97, 122, arguments.prompt).tolist() for _ in range(arguments.prompts)]
             long = [Client(engine, prompt, 1) for prompt in prompts]
             for client in long:
@@ -104,15 +176,21 @@ def measured(settings: dict[str, Any], arguments: argparse.Namespace) -> tuple[l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="ghost")
+    parser.add_argument("--runtime", choices=tuple(SETTLE_S), default="local")
     parser.add_argument("--clients", type=int, default=16, help="that decode all the time")
     parser.add_argument("--tokens", type=int, default=600, help="of each of them")
     parser.add_argument("--prompt", type=int, default=8000, help="tokens of a long prompt")
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--every-s", type=float, default=0.7)
-    parser.add_argument("--chunk", type=int, default=2048)
+    parser.add_argument("--chunk", type=int, help="otherwise 2048 with a ghost")
     parser.add_argument("--step-ms", type=float, default=8.0)
     parser.add_argument("--token-us", type=float, default=50.0, help="of a prompt token")
+    parser.add_argument("--replica", nargs=2, type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.replica:
+        be_replica(Times(*arguments.replica))
+        return
     print(f"{'':14} gap p50     p99     max ms    first token of a long prompt p50     max ms")
     for name, settings in SERVERS.items():
         gaps, firsts = measured(settings, arguments)

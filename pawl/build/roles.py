@@ -52,10 +52,11 @@ def arithmetic_of(config: ServerConfig, role: str) -> dict[str, object]:
         return {}
     sizes = {each: num_ranks(config, each) for each in TP_OF}
     alike = len(set(sizes.values())) == 1
+    where = "in plain torch" if config.device == "cpu" else f"with {config.device}"
     if not alike and (config.device != "cpu" or config.backend == "torch"):
         raise ConfigError(
-            f"prefill_tp: {sizes[PREFILL]} to prefill and {sizes[DECODE]} to decode: in plain torch sums depend on the "
-            "number of ranks; only the compiled CPU kernels have the same bits with any",
+            f"prefill_tp: {sizes[PREFILL]} to prefill and {sizes[DECODE]} to decode: {where} sums depend on the number "
+            "of ranks; only the compiled CPU kernels have the same bits with any",
             "prefill_tp",
         )
     own: dict[str, object] = {"tp": sizes[role]}

@@ -151,6 +151,15 @@ def test_ranks_that_cannot_be_are_refused_by_the_setting_that_the_user_gave(
         Engine(build_config({"model": "ghost", "trace_dir": str(tmp_path)} | settings))
 
 
+def test_other_ranks_on_the_two_sides_are_refused_on_cuda_devices() -> None:
+    hosts: dict[str, Any] = {"nodes": 2, "listen": "tcp://10.0.0.1:7000", "keys": "k"}
+    config = build_config({"model": "m", "disaggregate": "1p1d", "prefill_tp": 2, "device": "cuda"} | hosts)
+    told = "prefill_tp: 2 to prefill and 1 to decode: with cuda sums depend on the number of ranks; only the compiled"
+    for place in range(2):
+        with pytest.raises(ConfigError, match=told):
+            share_of(config, place)
+
+
 def test_more_ranks_than_key_heads_are_refused_before_the_other_side_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
