@@ -18,7 +18,8 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR
-from pawl.lifecycle.records import Submitted, int32s
+from pawl.lifecycle.properties.base import ENDS
+from pawl.lifecycle.records import Submitted, Transition, WeightsMoved, int32s
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.orders.requests import Abort, Finish
@@ -109,7 +110,7 @@ class EndChecks:
         self._check_answers()
         self._check_letters()
         others = any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced)
-        if others and not self._weights_refused:
+        if others and not (self._weights_refused and self._weights_differ):
             raise PropertyFailed("weight_epochs", "a replica that was started again did not get the weights that serve")
         if self.run.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
@@ -125,6 +126,18 @@ class EndChecks:
             for control, answers in given
             for answer in answers
         )
+
+    @property
+    def _weights_differ(self) -> bool:
+        """Whether those that took part have not all served the same weights, as far as is recorded."""
+        refused = [reason for reason in self.run.desk.replicas.not_replaced if OTHER_WEIGHTS in reason]
+        served = {
+            frozenset({record.fingerprint for record in replica.trace.records if isinstance(record, WeightsMoved)})
+            | {replica.scheduler.intake.weights.served.fingerprint}
+            for replica in self.run.serving
+            if not any(f"replica {replica.names.replica} " in reason for reason in refused)
+        }
+        return len(served) > 1
 
     def _cut_short(self) -> bool:
         """Whether the engine was stopped, or lost an actor, before everybody had come."""
@@ -257,19 +270,31 @@ class EndChecks:
         stopped, as the storage does."""
         if any(replica.lost and letter.to in replica.names.own for replica in self.run.replicas):
             return True  # what it was at when it was given up is left as it is
-        if any(self._after_it_left(letter, replica.names) for replica in self.run.replicas if replica.left):
+        if any(self._after_it_left(letter, replica) for replica in self.run.replicas if replica.left):
             return True
         if isinstance(letter.message, Saved):
             return not letter.message.keys and letter.sender in {replica.names.worker for replica in self.run.replicas}
         return isinstance(letter.message, WHILE_STOPPING)
 
-    def _after_it_left(self, letter: DeadLetter, names: Names) -> bool:
+    def _after_it_left(self, letter: DeadLetter, replica: SimulatedReplica) -> bool:
         """Whether it was for the scheduler of a replica whose time to leave was over: what the router asked of it, or
         its own actors were at, or a word to a request that has ended by itself."""
-        if isinstance(letter.message, Ask):
+        names, message = replica.names, letter.message
+        if isinstance(message, Ask):
             return letter.to in names.own
-        theirs = letter.sender in names.own or isinstance(letter.message, Abort | Finish)
-        return theirs and letter.to == names.scheduler
+        if letter.to != names.scheduler:
+            return False
+        return letter.sender in names.own or (isinstance(message, Abort | Finish) and self._has_ended(replica, message))
+
+    def _has_ended(self, replica: SimulatedReplica, message: Abort | Finish) -> bool:
+        """Whether all that the message is to end has ended in this replica."""
+        ended = {
+            record.request
+            for record in replica.trace.records
+            if isinstance(record, Transition) and record.event in ENDS
+        }
+        ended |= {client.request for client in self.run.desk.clients if client.refusal is not None}
+        return ended.issuperset(message.requests if isinstance(message, Abort) else (message.request,))
 
     def excuses(self, answer: Reply) -> bool:
         """Whether a control message may be answered so, whatever its row says."""

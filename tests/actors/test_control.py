@@ -14,6 +14,7 @@ from pawl.actors.control.state import LOADS, STATE, GetState
 from pawl.actors.control_documents import DOCUMENT, document
 from pawl.actors.control_row import Needs, Row, Who, parameters
 from pawl.actors.gateway import Gateway
+from pawl.actors.gathering import merged
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Done, Output, Outputs, Submit, Timing, Usage
 from pawl.actors.scheduler import Scheduler
@@ -166,6 +167,12 @@ def test_an_abort_of_what_does_not_end_is_answered_in_time_and_once() -> None:
     (reply,) = desk.replies
     assert reply.body == {"success": True, "num_ended": 1, "num_pending": 1}
     assert desk.gateway.asks.num_late == 0
+
+
+def test_answers_of_several_that_are_not_of_one_kind_stand_side_by_side() -> None:
+    replies = [Reply(0, True, body={"a": first, "b": 1}) for first in ({"c": 2}, "none")]
+    for given in (replies, replies[::-1]):
+        assert merged(given).body == {"a": [reply.body["a"] for reply in given], "b": 1}
 
 
 def test_an_abort_of_nobody_is_answered_at_once() -> None:

@@ -22,7 +22,7 @@ from pawl.actors.messages.generate import (
     Timing,
     Usage,
 )
-from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.runtime.actor import MOST_IN_A_ROW, Actor, Down, Lane
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
@@ -294,3 +294,19 @@ def test_any_64_bit_priority_is_a_priority() -> None:
     bench.rest()
     assert list(bench.ended) == [3, 1, 2]
     assert bench.scheduler.loop.table.priority.dtype == np.int64
+
+
+def test_an_actor_survives_so_many_failures_that_are_nobodys_and_as_many_again_once_it_has_got_on() -> None:
+    actor = Actor()
+    for _ in range(2):
+        survived = [actor.survives() for _ in range(MOST_IN_A_ROW + 1)]
+        assert survived == [True] * MOST_IN_A_ROW + [False]
+        actor.progressed()
+
+
+def test_an_abort_that_fails_half_way_is_carried_out() -> None:
+    bench = SchedulerBench()
+    assert bench.scheduler.spares(Abort((1,)), Broken(SECRET))
+    bench.tell(bench.submit(1, [1, 2, 3]), bench.submit(2, [1, 2, 3]))
+    bench.rest()
+    assert {request: end.cause for request, end in bench.ended.items()} == {1: Cause.CLIENT, 2: Cause.LENGTH}

@@ -213,6 +213,11 @@ def test_a_changed_trace_is_corrupt_even_when_it_also_shows_a_violation(tmp_path
 # ---- rendering ----
 
 
+def test_a_report_says_how_many_ended_by_each_cause(tmp_path: Path) -> None:
+    lines = audited(tmp_path, STORY.records).text().splitlines()
+    assert lines[2] == "  ended: client 1, length 1, stop_string 1"
+
+
 @pytest.mark.parametrize("label", ["commit 2", "finish 3", "submitted 1"])
 def test_reports_render_as_text_and_as_json(tmp_path: Path, label: str) -> None:
     report = audited(tmp_path, without(STORY, label))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from pyarrow import parquet
 
@@ -119,6 +120,14 @@ def test_gaps_between_tokens_are_those_between_the_commits_that_drew_them() -> N
 def test_a_step_that_was_lost_says_why() -> None:
     lost = [step for step in timeline(STORY.records).steps if not step.committed]
     assert [bool(step.reason) for step in lost] == [True]
+
+
+@pytest.mark.parametrize("changes", [{"row": 9}, {"request": 9}], ids=str)
+def test_what_is_said_of_a_request_that_has_not_the_row_changes_no_line(changes: dict[str, int]) -> None:
+    at = STORY.labels["retract 3"]
+    records = [*STORY.records]
+    records.insert(at, msgspec.structs.replace(records[at], **changes))
+    assert timeline(records).requests == timeline(STORY.records).requests
 
 
 # ---- chrome ----

@@ -65,6 +65,7 @@ def test_the_youngest_gives_way_where_pages_are_short() -> None:
 
 def test_pages_that_a_fetch_holds_are_in_use() -> None:
     assert judged(gives_way(2, 4, fetched=4)).violations == []
+    assert [each.property for each in judged(gives_way(2, 5, fetched=4)).violations] == ["admission_is_monotone"]
 
 
 def test_somebody_gives_way_where_nothing_goes_on_before_pages_have_come() -> None:

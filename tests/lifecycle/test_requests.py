@@ -175,3 +175,11 @@ def test_output_of_a_lost_replica_is_in_the_table_before_the_request_goes_to_wor
     tokens = np.array([4, 5, 6], np.int32)
     row = table.open(RequestInfo(1, "r1", SamplingParameters(), "", 0.0), tokens, 0, float("inf"), num_output=1)
     assert (table.output(row).tolist(), table.known(row).tolist()) == ([6], [4, 5, 6])
+
+
+def test_a_row_that_is_freed_keeps_no_prompt() -> None:
+    table = RequestTable(1, 64)
+    row = table.open(info(1, max_new_tokens=9), tokens(20), 7, 3.5)
+    table.close(row)
+    table.free(row)
+    assert vars(table)["_prompts"] == {}

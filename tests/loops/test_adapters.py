@@ -158,6 +158,16 @@ def test_an_adapter_that_cannot_be_read_leaves_nothing_behind() -> None:
     assert server.output_of[request] == said("ghost:a")
 
 
+def test_news_of_a_reading_that_nobody_waits_for_is_passed_over() -> None:
+    server = Server()
+    server.loaded("a")
+    count = len(server.records)
+    server.deliver(AdapterFailed(99, "no such file"))
+    server.deliver(AdapterLoaded(99, "ghost:b"))
+    assert [type(record).__name__ for record in server.records[count:]] == ["Delivered"] * 2
+    assert [adapter.phase for adapter in server.keeper.by_number.values()] == [AdapterPhase.READY]
+
+
 def test_an_unload_is_over_when_the_last_request_that_named_it_has_ended() -> None:
     server = Server(max_running=1)
     server.loaded("a")

@@ -102,3 +102,15 @@ def test_a_delay_of_nothing_is_none_and_a_restored_loop_waits_as_it_did() -> Non
     restore(other.intake, snapshot_of(driver.intake))
     assert other.loop.limits.due_at == driver.loop.limits.due_at == 5.0
     assert other.loop.limits.in_force() == driver.loop.limits.in_force()
+
+
+def test_the_delay_of_steps_begins_anew_with_the_result_of_one() -> None:
+    driver = Driver(pacing="lockstep")
+    told(driver, SlowDown(2.0))
+    driver.submit(PROMPT, COUNT)
+    driver.intake.turn(2.0)
+    driver.loop.executed(driver.ghost.launch(driver.launched.popleft().batch), 3.0)
+    driver.intake.turn(4.5)
+    assert not driver.launched
+    driver.intake.turn(5.0)
+    assert len(driver.launched) == 1

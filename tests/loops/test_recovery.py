@@ -9,7 +9,7 @@ import pytest
 from pawl.actors.runtime.actor import places_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
-from pawl.lifecycle.records import StepRolledBack, Transition
+from pawl.lifecycle.records import StepPlanned, StepRolledBack, Transition
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
@@ -53,6 +53,23 @@ def test_steps_in_flight_are_recorded_as_rolled_back_newest_first_after_what_fai
     rolled_back = [record for record in records if isinstance(record, StepRolledBack)]
     assert rolled_back == [StepRolledBack(step, FAILURE, NOW) for step in reversed(in_flight)]
     assert driver.loop.counters.steps_lost == len(in_flight)
+
+
+def test_a_step_that_could_not_be_launched_is_recorded_and_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(pacing="lockstep")
+    driver.submit([1, 2, 3], 8)
+
+    def broken(*_: object) -> None:
+        raise OSError(FAILURE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.loop.journal, "planned", broken)
+        with pytest.raises(OSError, match=FAILURE):
+            driver.intake.turn(driver.now)
+    records = failing(driver)
+    assert [record.step for record in records if isinstance(record, StepPlanned | StepRolledBack)] == [1, 1]
+    driver.run()
+    assert driver.output_of[1] == expected([1, 2, 3], 8)
 
 
 def test_a_step_delay_begins_anew_with_the_failure() -> None:

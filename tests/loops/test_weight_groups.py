@@ -194,9 +194,10 @@ def test_a_failure_of_the_loop_ends_groups_that_are_at_something(server: Server)
 
 
 def test_who_joined_is_told_so_where_the_answer_was_lost_to_a_failure(server: Server) -> None:
-    server.joined()
+    number = server.joined()
     server.intake.groups.groups["g"].asker = 7
     server.intake.groups.recovered("failed", server.now)
+    assert server.groups_kept == [number], "others may have been joined, and nobody knows of them"
     assert (server.outcome_of[7].message, server.phase(), server.intake.owed) == (JOINED, GroupPhase.JOINED, set())
 
 

@@ -205,3 +205,17 @@ def test_use_outside_the_protocol_is_refused(misuse: str) -> None:
     first, second = launch(ledger), launch(ledger)
     with pytest.raises(TransactionError):
         misuses()[misuse](ledger, first, second)
+
+
+def test_a_transaction_says_how_far_it_is() -> None:
+    ledger = Ledger()
+    transaction = ledger.begin()
+    phases = [transaction.phase]
+    ledger.prepare(transaction)
+    phases.append(transaction.phase)
+    ledger.commit(transaction)
+    assert [*phases, transaction.phase] == [Phase.OPEN, Phase.PREPARED, Phase.COMMITTED]
+    for end in (Ledger.discard, Ledger.abort):
+        other = ledger.begin() if end is Ledger.discard else launch(ledger)
+        end(ledger, other)
+        assert other.phase is Phase.ABORTED

@@ -131,6 +131,12 @@ REPLICAS = (
         Edit(Present.done, "self._weights, self._sent = order, False", "self._weights, self._sent = None, False"),
     ),
     _mutant(
+        "refused_weights_are_told_to_who_joins",
+        "weight_epochs",
+        "New weights that all have refused, as others were being read, are read by a replica that joins.",
+        Edit(ReplicaAsks._carried_out, "if done:\n", "if True:\n"),
+    ),
+    _mutant(
         "what_is_ordered_while_one_joins_is_not_told",
         "weight_epochs",
         "A replica that joins is told what was ordered before it was started, and nothing of what came meanwhile.",
