@@ -133,7 +133,7 @@ class AdmissionIsMonotone(Property):
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
         self._ranks.committed(history)
-        self._idled, self._awaited = False, self._awaited and record.pages.quarantined > 0
+        self._idled, self._awaited = False, record.pages.quarantined > 0
         return ()
 
     @on(*ENDS)

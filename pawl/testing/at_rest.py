@@ -14,7 +14,7 @@ from pawl.actors.messages.generate import Usage
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import ToLinker
 from pawl.actors.messages.transfer import Saved
-from pawl.actors.names import NAMES, Names
+from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR

@@ -21,3 +21,21 @@ def test_a_word_that_is_none_of_those_offered_is_refused_with_all_of_them() -> N
     with pytest.raises(InvalidRequest, match="mode must be one of 'fast', 'slow'") as caught:
         convert({"mode": "odd"}, Body)
     assert caught.value.param == "mode"
+
+
+class Tagged(msgspec.Struct, tag="ours"):
+    """One that our own messages tell by its tag."""
+
+    mode: str = ""
+
+
+class Outer(msgspec.Struct):
+    """Has one of those."""
+
+    inner: Tagged
+
+
+def test_what_our_own_messages_tell_a_struct_by_is_no_field_of_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"unknown field 'inner\.type'") as caught:
+        convert({"inner": {"type": "theirs"}}, Outer)
+    assert (caught.value.param, caught.value.code) == ("inner.type", "unknown_field")

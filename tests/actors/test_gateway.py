@@ -220,7 +220,8 @@ def test_draining_refuses_newcomers_and_tells_the_scheduler_once(world: World) -
     world.context.take_sent()
     world.gateway.drain(3.0)
     world.gateway.drain(3.0)
-    assert world.sent(Drain) == [Drain(3.0)]
+    drains = [sent for sent in world.context.take_sent() if isinstance(sent.message, Drain)]
+    assert drains == [("scheduler", Drain(3.0), Lane.CONTROL)], "it does not wait behind requests"
     _, (late,) = world.open(submit())
     assert late.refusal is not None
     world.output(one, end=done())

@@ -7,15 +7,16 @@ from typing import Any
 from pawl.actors.control import Ask
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
-from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaUp
-from pawl.actors.names import Names, names_of
+from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaJoined, ReplicaUp
+from pawl.actors.names import PREFILL, Names, names_of
 from pawl.actors.placement import PLACEMENTS
 from pawl.actors.present import SENT
 from pawl.actors.router import Router
-from pawl.actors.runtime.actor import Down
+from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.weight_source import FromBytes
 from pawl.loops.adapter import Named
+from pawl.loops.orders.requests import Drain
 from pawl.loops.orders.serving import Continue, Pause
 from pawl.loops.orders.weights import PutWeights
 
@@ -95,3 +96,21 @@ def test_a_replica_that_comes_after_weights_were_sent_is_refused_with_the_reason
     (refused,) = told(context, NotReplaced)
     assert refused.reason.endswith(SENT)
     assert list(router.replicas) == [0]
+
+
+def test_the_gateway_hears_of_each_replica_that_takes_requests_and_of_none_that_prefills() -> None:
+    router, context, _ = routed(1)
+    router.receive(Down("scheduler.0", "failed"))
+    router.receive(ReplicaUp(names_of(1)))
+    router.receive(ReplicaUp(names_of(2, PREFILL)))
+    assert told(context, ReplicaJoined) == [ReplicaJoined("recorder.0"), ReplicaJoined("recorder.1")]
+
+
+def test_who_takes_part_while_the_server_drains_drains_too() -> None:
+    router, context, _ = routed(1)
+    router.receive(Down("scheduler.0", "failed"))
+    router.receive(Drain(3.0))
+    router.receive(ReplicaUp(names_of(1)))
+    assert [sent for sent in context.take_sent() if sent.to == "scheduler.1"] == [
+        ("scheduler.1", Drain(3.0), Lane.CONTROL)
+    ]

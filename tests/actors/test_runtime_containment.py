@@ -310,3 +310,13 @@ def test_an_abort_that_fails_half_way_is_carried_out() -> None:
     bench.tell(bench.submit(1, [1, 2, 3]), bench.submit(2, [1, 2, 3]))
     bench.rest()
     assert {request: end.cause for request, end in bench.ended.items()} == {1: Cause.CLIENT, 2: Cause.LENGTH}
+
+
+def test_who_waits_for_an_end_that_could_not_be_told_hears_of_it_once() -> None:
+    gateway = Gateway()
+    ManualContext(gateway, "gateway")
+    (request,) = gateway.submit([Submit(request=0, rid="", text="x")], [BrokenInbox()])
+    heard: list[int] = []
+    assert gateway.when_ended(request, lambda: heard.append(request))
+    gateway.receive(Outputs((Output(request, "x", (7,), done=done(Cause.LENGTH)),)))
+    assert (heard, gateway.live()) == ([request], ())

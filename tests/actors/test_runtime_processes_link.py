@@ -258,3 +258,20 @@ def test_no_handler_sees_a_damaged_message_and_nothing_dies(between: Between, co
     heard = between.wait_for("y", "settled")
     assert [what for what in heard if isinstance(what, Say)] == [Say(2), Say(1)]
     assert between.lost == []
+
+
+def test_what_is_to_be_sent_while_something_is_sent_is_sent_after_it(
+    between: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, count = between.wires["a"].link, 0
+    assert link is not None
+
+    def send_all() -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            link.pump()  # as another thread does, which finds this one at it
+
+    monkeypatch.setattr(link, "_send_all", send_all)
+    link.pump()
+    assert count == 2

@@ -22,6 +22,7 @@ from pawl.lifecycle.weight_source import FromDisk, WeightSource
 from pawl.loops.orders.adapters import AdapterLoaded
 from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged, WeightsSwapped
+from pawl.loops.recovery import FAILED_ORDER
 from tests.gpu.groups import Faults, drawn, group_of
 
 
@@ -112,6 +113,16 @@ def test_a_reading_under_which_ranks_are_lost_waits_for_them_and_so_does_what_co
     other.load_adapter(1, "ghost:b")
     assert not faults.wanted
     assert drawn(group, adapter=1) == drawn(other, adapter=1)
+    at_worker.deliver(ResetWorker(2))
+    assert not [sent for sent in at_worker.take_sent() if sent.to == NAMES.stager], "nobody waits any more"
+
+
+def test_a_question_that_a_worker_fails_at_is_answered_with_that(ghost: Ghost) -> None:
+    worker = Worker(ghost)
+    context = ManualContext(worker, NAMES.worker)
+    assert worker.spares(Ask(8, CheckWeights()), RuntimeError("a defect"))
+    (sent,) = context.take_sent()
+    assert (sent.message.ticket, sent.message.ok, sent.message.message) == (8, False, FAILED_ORDER)
 
 
 def test_ranks_that_were_started_again_meanwhile_are_told_of_at_once() -> None:

@@ -209,6 +209,17 @@ def test_a_reader_opens_nothing_but_the_pages_of_an_engine(tmp_path: Path, monke
         SharedReader(SharedMemory(process, file.fileno(), bytes(16)))
 
 
+def test_a_reader_that_is_closed_keeps_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = SharedPages(1, PAGE_BYTES, SECRET)
+    monkeypatch.setattr(shared_pages.os, "getpid", lambda: 1)
+    before = os.listdir("/proc/self/fd")
+    reader = SharedReader(pages.memory)
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    for _ in range(2):
+        reader.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
 READER = """
 import sys
 import numpy as np

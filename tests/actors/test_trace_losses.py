@@ -74,6 +74,14 @@ def test_what_a_replica_loses_that_leaves_is_no_trouble_once_it_has_left(loss: T
     assert actor.trace_losses.refusal == ""
 
 
+def test_replies_to_requests_of_a_replica_are_told_to_its_recorder() -> None:
+    actor = Gateway(traced=True, names=FRONT)
+    context = ManualContext(actor, "gateway")
+    actor.receive(ReplicaJoined("recorder.3"))
+    actor.stopped("test")
+    assert [sent.to for sent in context.take_sent() if sent.to.startswith("recorder")] == ["recorder.3"]
+
+
 def test_a_trace_that_is_written_again_takes_requests_again() -> None:
     actor, context = gateway(required=True)
     actor.receive(TraceLoss("recorder", "the disk is full", 1))

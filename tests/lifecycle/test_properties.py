@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,10 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.lifecycle.columns import int32s
+from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
+from pawl.lifecycle.machines.weights import WEIGHTS
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
-from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRolledBack, Submitted, Transition
+from pawl.lifecycle.properties.steps import Malformed
+from pawl.lifecycle.properties.weight_groups import WeightGroups
+from pawl.lifecycle.records import (
+    DECODER,
+    ENCODER,
+    Record,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+    WeightGroupMoved,
+)
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
@@ -284,3 +299,20 @@ def test_no_order_of_records_makes_the_monitor_raise(data: st.DataObject) -> Non
 @pytest.mark.parametrize("label", [label for label in STORY.labels if label not in ("started", "closed")])
 def test_leaving_out_any_record_of_a_life_or_a_step_is_noticed(label: str) -> None:
     assert judged(without(STORY, label)).violations
+
+
+def test_a_page_may_be_of_one_token_and_not_of_none() -> None:
+    started = msgspec.structs.replace(STORY.records[0], page_size=1)
+    History().advance(started)
+    with pytest.raises(Malformed, match="pages of 0 tokens"):
+        History().advance(msgspec.structs.replace(started, page_size=0))
+
+
+def test_groups_that_were_joined_before_a_checkpoint_may_be_left_after_it() -> None:
+    property, history = WeightGroups(), History()
+    moved = WeightGroupMoved(2, GroupPhase.JOINED, GroupEvent.LEAVE, GroupPhase.ABSENT, 1.0)
+    assert property.methods[WeightGroupMoved](property, moved, history)
+    groups = SimpleNamespace(groups={"g": SimpleNamespace(number=2, phase=GroupPhase.JOINED)}, joined=2)
+    beginning: Any = SimpleNamespace(weights=SimpleNamespace(state=WEIGHTS.start), groups=groups)
+    property.begin(beginning, history)
+    assert not property.methods[WeightGroupMoved](property, moved, history)

@@ -148,6 +148,7 @@ class Driver:
 
     def receive_weights(self, number: int, ticket: int, specs: Sequence[TensorSpec], flat: bool) -> None:
         """A test tells what has become of it."""
+        self.awaited = number, ticket, tuple(specs), flat
 
     def keep_groups(self, numbers: Sequence[int]) -> None:
         self.groups_kept = list(numbers)

@@ -128,6 +128,8 @@ def test_who_is_at_work_is_in_the_way_until_a_pause_takes_its_pages() -> None:
     server.step()
     assert server.release(KV) == f"no: {LIVE}"
     server.intake.deliver(Pause(), server.now)
+    assert server.loop.in_flight
+    assert server.release(WEIGHTS) == f"no: {LIVE}", "a step is computed with them"
     while server.step():
         pass
     assert server.release(KV) == f"no: {HELD}"

@@ -10,6 +10,7 @@ import pytest
 from pawl.lifecycle.machines.weight_group import WEIGHT_GROUP, GroupPhase
 from pawl.lifecycle.machines.weights import Weights
 from pawl.lifecycle.records import WeightGroupMoved
+from pawl.lifecycle.weight_group import TensorSpec
 from pawl.loops.orders.weight_groups import (
     GroupLost,
     GroupMet,
@@ -199,6 +200,12 @@ def test_who_joined_is_told_so_where_the_answer_was_lost_to_a_failure(server: Se
     server.intake.groups.recovered("failed", server.now)
     assert server.groups_kept == [number], "others may have been joined, and nobody knows of them"
     assert (server.outcome_of[7].message, server.phase(), server.intake.owed) == (JOINED, GroupPhase.JOINED, set())
+
+
+def test_what_is_to_be_received_is_told_as_it_was_asked_for(server: Server) -> None:
+    number = server.joined()
+    server.receive(2)
+    assert server.awaited == (number, 1, (TensorSpec(FIRST, "uint64", (1,)),), False)
 
 
 def test_a_checkpoint_has_the_groups(server: Server) -> None:

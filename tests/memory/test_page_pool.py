@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from pawl.memory.arrays import Int32s
+from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
+from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.transaction import Ledger, Transaction
 from pawl.memory.violation import MemoryViolation
 
@@ -129,3 +131,19 @@ def test_a_pool_has_pages_of_a_token_at_least() -> None:
     for total, page_size in ((0, 16), (1, 0)):
         with pytest.raises(ValueError, match="pool needs pages"):
             PagePool(total, page_size, ledger)
+
+
+def test_a_memory_made_anew_keeps_what_a_writer_outside_the_steps_may_still_write() -> None:
+    memory, fresh = (Memory(num_pages=8, num_slots=2, max_context=16, cache=RadixCache(2)) for _ in range(2))
+    (stale,) = [memory.reserve(2)]
+    assert stale is not None
+    memory.withdraw(stale)
+    written = memory.reserve(3)
+    assert written is not None
+    memory.replace(fresh, [written])
+    assert (memory.pages.free, memory.pages.quarantined) == (5, 3)
+    with pytest.raises(MemoryViolation):
+        memory.withdraw(stale)
+    memory.withdraw(written)
+    memory.check_all()
+    assert memory.pages.free == 8
