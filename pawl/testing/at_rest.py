@@ -288,7 +288,7 @@ class EndChecks:
 
     def _has_ended(self, replica: SimulatedReplica, message: Abort | Finish) -> bool:
         """Whether all that the message is to end has ended in this replica."""
-        ended = {
+        ended: set[int | None] = {
             record.request
             for record in replica.trace.records
             if isinstance(record, Transition) and record.event in ENDS

@@ -9,6 +9,7 @@ import pytest
 
 from pawl.actors.control import ROWS, Ask, Body, row_of
 from pawl.actors.control.cache import FLUSH_CACHE
+from pawl.actors.control.profiling import refused
 from pawl.actors.control.requests import ABORT, AbortRequests
 from pawl.actors.control.state import LOADS, STATE, GetState
 from pawl.actors.control_documents import DOCUMENT, document
@@ -21,8 +22,9 @@ from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
 from pawl.features.row import Seeded
+from pawl.gpu.profiler import WrongState
 from pawl.lifecycle.states import Cause
-from pawl.loops.intake import Order
+from pawl.loops.intake import Order, Outcome
 from pawl.loops.orders import ORDERS, order_of
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort
@@ -173,6 +175,11 @@ def test_answers_of_several_that_are_not_of_one_kind_stand_side_by_side() -> Non
     replies = [Reply(0, True, body={"a": first, "b": 1}) for first in ({"c": 2}, "none")]
     for given in (replies, replies[::-1]):
         assert merged(given).body == {"a": [reply.body["a"] for reply in given], "b": 1}
+
+
+def test_a_profile_that_is_refused_says_whether_the_state_is_wrong() -> None:
+    assert refused(WrongState("one runs")) == Outcome(False, "one runs", {"wrong_state": True})
+    assert refused(OSError("no room")) == Outcome(False, "no room", {})
 
 
 def test_an_abort_of_nobody_is_answered_at_once() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pawl.actors.linker import Linker
 from pawl.actors.links import AGAIN_S
-from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
+from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, ForgetSender, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import (
     AwaitPeer,
     EndPeer,
@@ -23,6 +26,7 @@ from pawl.actors.placement import RoundRobin
 from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.tiers.hand_over_client import HandOverClient
 
 D, P, Q = names_of(0, DECODE), names_of(1, PREFILL), names_of(2, PREFILL)
 WHY = "it was silent"
@@ -93,6 +97,24 @@ def test_of_a_replica_that_is_lost_the_others_are_told_and_the_one_in_its_place_
     assert context.take(D.scheduler) == [PrefillerDown(P.detokenizer, P.storage)]
     router.receive(ReplicaUp(Q))
     link(router, context, Q, 2)
+
+
+def test_who_prefills_is_told_of_a_replica_that_is_lost_and_whose_prompts_nobody_waits_for() -> None:
+    router, context = routed(D, P, Q)
+    router.receive(Down(D.scheduler, "killed"))
+    for prefill in (P, Q):
+        assert context.take(prefill.detokenizer) == [DecoderDown(D.scheduler)]
+
+
+def test_pages_of_who_prefilled_and_is_gone_are_not_read_any_more() -> None:
+    told: Any = SimpleNamespace(prefiller_up=lambda *_: None, prefiller_down=lambda *_: None)
+    actor: Any = SimpleNamespace(started=lambda: None)
+    actor.context = context = ManualContext(actor, D.scheduler)
+    client = HandOverClient(actor, 1.0, D, 1.0)
+    client._remote = told
+    client.receive(PrefillerUp(P.detokenizer), 0.0)
+    client.receive(PrefillerDown(P.detokenizer, P.storage), 0.0)
+    assert context.take(D.storage) == [ForgetSender(P.storage)]
 
 
 class Dials:

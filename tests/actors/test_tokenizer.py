@@ -192,6 +192,7 @@ def test_a_full_context_can_still_be_scored() -> None:
         ({"text": ""}, "prompt"),
         ({"text": None, "token_ids": ()}, "prompt"),
         ({"text": None, "token_ids": (-1,)}, "prompt"),
+        ({"text": None, "token_ids": (1, -1)}, "prompt"),
         ({"text": None, "token_ids": (1, byte_level().size, 2)}, "prompt"),
         ({"text": None, "token_ids": (2**80,)}, "prompt"),
         ({"text": None}, "prompt"),

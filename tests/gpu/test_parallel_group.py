@@ -274,6 +274,8 @@ def test_a_group_whose_ranks_do_not_start_gives_up_with_the_reason(reason: Excep
 
     def start(model: str) -> SimulatedRanks:
         starts[0] += 1
+        if starts[0] > 2 * MOST_IN_A_ROW:
+            pytest.fail("starts are not bounded")
         if starts[0] > 1:
             raise reason
         return SimulatedRanks(ghosts, faults, pytest.fail, model)

@@ -111,7 +111,7 @@ CONTROL_CANARIES: dict[str, Canary] = {
         "true_causes", changed(STORY, "retract 3", cause=Cause.PAUSED), "retracted by a pause, and none says so", 3
     ),
     "a turn whose prompt is not what it goes on from": Canary(
-        "session_atomicity", as_turn(parent="r1"), "its prompt is not what it goes on from and its own", 3
+        "session_atomicity", as_turn(parent="r1"), "not what it goes on from and its own: .0, 1, 2, 3, 4, 5, ", 3
     ),
     "a turn that goes on from one that was aborted": Canary(
         "session_atomicity", as_turn(parent="r2", tokens=list(range(9))), "turn 'r2' has not finished", 3
