@@ -177,15 +177,6 @@ def test_others_go_on_meanwhile_and_the_fetching_request_keeps_its_place() -> No
     assert list(driver.ending_of) == [overtaking, request, behind]
 
 
-def test_all_who_wait_are_looked_at_in_one_turn() -> None:
-    driver, other = TierDriver(num_pages=64), PROMPT[::-1]
-    for prompt in (PROMPT, other):
-        driver.know(prompt)
-        driver.submit(prompt, 4)
-    driver.intake.turn(driver.now)
-    assert [len(order.pages) for order in driver.fetches] == [10, 10]
-
-
 def test_a_long_prefix_comes_in_parts() -> None:
     driver = TierDriver(tiers=TierConfig(layout="ghost", max_fetch_pages=4))
     driver.know(PROMPT)

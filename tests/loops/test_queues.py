@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pawl.loops.recovery import recover
 from tests.loops.driver import Driver
+from tests.loops.test_fetching import PROMPT, TierDriver
 
 
 def test_after_a_failure_those_who_were_admitted_go_on_in_their_order_before_those_who_were_not() -> None:
@@ -17,3 +18,12 @@ def test_after_a_failure_those_who_were_admitted_go_on_in_their_order_before_tho
     assert [driver.request_of[row] for row in queues.waiting] == requests[2:]
     assert queues.prefilling == {}
     assert len(queues.decoding) == 0
+
+
+def test_all_who_wait_are_looked_at_for_pages_below_in_one_turn() -> None:
+    driver, other = TierDriver(num_pages=64), PROMPT[::-1]
+    for prompt in (PROMPT, other):
+        driver.know(prompt)
+        driver.submit(prompt, 4)
+    driver.intake.turn(driver.now)
+    assert [len(order.pages) for order in driver.fetches] == [10, 10]
