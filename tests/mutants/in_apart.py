@@ -29,6 +29,13 @@ APART = (
         Edit(RemotePrefill.left, "self._cancel(ticket)", "self._prefills.pop(ticket)"),
     ),
     _lifecycle(
+        "prefill_outlives_its_lease",
+        "abort_is_total",
+        "28236; vllm 20139",
+        "A prefill that is not waited for any more, as its lease has ended, goes on elsewhere.",
+        Edit(RemotePrefill._give_up, "self._cancel(ticket)", "self._prefills.pop(ticket)"),
+    ),
+    _lifecycle(
         "cancelled_by_nobody",
         "abort_is_total",
         "8352, 27372",

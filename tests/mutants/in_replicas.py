@@ -107,6 +107,12 @@ REPLICAS = (
         Edit(scaled, "since.low + rule.down_s <= now", "since.low <= now"),
     ),
     _mutant(
+        "a_start_that_is_refused_is_waited_for",
+        "bounded_progress",
+        "Where no more replicas are started, as there were enough starts, one is believed to be coming for ever.",
+        Edit(Fleet._replace, "if why_not:\n", "if False:\n"),
+    ),
+    _mutant(
         "started_replica_is_not_counted",
         "scaling",
         "Whoever is started because the load is high does not count as one that comes: more and more are started.",
