@@ -14,6 +14,7 @@ from pawl.bench.measures import Sample, Summary, record, summarise, tables
 from pawl.bench.online import PATHS, Plan, run_load
 from pawl.bench.workload import Workload
 from pawl.commands.failures import CommandFailed, UsageError
+from pawl.commands.numbers import finite
 from pawl.commands.settings import SERVER_ONLY, SHOWN_FOR_LOAD, prepared, running_engine
 from pawl.flags import add_flags
 from pawl.logs import progress
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace = load.add_mutually_exclusive_group()
     pace.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests open at once (default: 16)")
     pace.add_argument(
-        "--rate", type=float, metavar="X", help="requests a second, at Poisson times, however many are open"
+        "--rate", type=finite, metavar="X", help="requests a second, at Poisson times, however many are open"
     )
     load.add_argument(
         "--vocabulary-size", type=int, default=30_000, metavar="N", help="token ids stay below it (default: 30000)"
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="always the full output length; not every server knows it (default: on)",
     )
-    load.add_argument("--time-limit-s", type=float, default=300.0, metavar="X", help="end the run then (default: 300)")
+    load.add_argument("--time-limit-s", type=finite, default=300.0, metavar="X", help="end the run then (default: 300)")
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:

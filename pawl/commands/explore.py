@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from pawl.commands.failures import UsageError
+from pawl.commands.numbers import finite
 from pawl.exploration import CELLS, Totals
 from pawl.exploration.fixed import add_flags, given
 from pawl.exploration.processes import Clock, Watcher, follow, gather, tell
@@ -34,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + "".join(f", {name}" for name in SUBJECTS)
         + "; see docs/testing-your-scheduler.md",
     )
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="X", help="time to explore (default: 60)")
+    parser.add_argument("--seconds", type=finite, default=60.0, metavar="X", help="time to explore (default: 60)")
     parser.add_argument(
         "--shrink-seconds",
-        type=float,
+        type=finite,
         default=20.0,
         metavar="X",
         help="of these, time to make a counterexample smaller; 0: leave it as it was found (default: 20)",
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # For the processes that this command starts.
     parser.add_argument("--stride", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--ends", type=float, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--ends", type=finite, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--report", action="store_true", help=argparse.SUPPRESS)
     parser.epilog = "exit status: 0 no property failed, 1 one did"
 

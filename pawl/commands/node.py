@@ -8,6 +8,7 @@ from pathlib import Path
 from pawl.actors.names import DECODE, PREFILL
 from pawl.build.hosts.addresses import host_and_port
 from pawl.commands.failures import UsageError
+from pawl.commands.numbers import finite
 from pawl.config import all_settings
 
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     waits = next(setting for setting in all_settings() if setting.name == "node_timeout_s")
     parser.add_argument(
         waits.flag,
-        type=float,
+        type=finite,
         default=waits.default,
         metavar="X",
         help=f"seconds without an answer of the head after which the node gives up (default: {waits.default:g})",

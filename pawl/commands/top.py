@@ -13,6 +13,7 @@ import sys
 import time
 
 from pawl.commands.failures import CommandFailed, UsageError
+from pawl.commands.numbers import finite
 from pawl.commands.remote import DEFAULT_URL, KEYS, key_from
 from pawl.top.live import run as run_live
 from pawl.top.live import time_of_day
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--admin-api-key", metavar="KEY", help="to list requests and to steer, where the server has one"
     )
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds between looks (default: 1)")
+    parser.add_argument("--interval", type=finite, default=1.0, metavar="S", help="seconds between looks (default: 1)")
     parser.add_argument("--once", action="store_true", help="two looks, then say what there is as plain text, and end")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 

@@ -207,7 +207,12 @@ def test_every_feature_with_a_plain_value_can_be_fixed(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--eviction", "nonsense"], "unknown eviction policy"), (["--num-pages", "none"], "Expected `int`")],
+    [
+        (["--eviction", "nonsense"], "unknown eviction policy"),
+        (["--num-pages", "none"], "Expected `int`"),
+        (["--seconds", "inf"], "'inf' is no finite number"),
+        (["--shrink-seconds", "nan"], "'nan' is no finite number"),
+    ],
 )
 def test_a_value_that_cannot_be_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
