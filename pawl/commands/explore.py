@@ -92,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     seed = int.from_bytes(os.urandom(3), "little") if arguments.seed is None else arguments.seed
     if min(arguments.seconds, arguments.max_requests) <= 0 or min(arguments.shrink_seconds, arguments.schedules) < 0:
         raise UsageError("--seconds and --max-requests must be above zero, --shrink-seconds and --schedules at least 0")
+    if arguments.output.is_dir() or not os.access(arguments.output.parent, os.W_OK):
+        raise UsageError(f"--output: nothing can be saved as {arguments.output}")
     if arguments.subject is not None:
         from pawl.commands.explore_subject import run as run_subject
 

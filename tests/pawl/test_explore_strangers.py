@@ -212,6 +212,8 @@ def test_every_feature_with_a_plain_value_can_be_fixed(capsys: pytest.CaptureFix
         (["--num-pages", "none"], "Expected `int`"),
         (["--seconds", "inf"], "'inf' is no finite number"),
         (["--shrink-seconds", "nan"], "'nan' is no finite number"),
+        (["--output", "."], "nothing can be saved as ."),
+        (["--output", "nowhere/schedule.json"], "nothing can be saved as nowhere/schedule.json"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
