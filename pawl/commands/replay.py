@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"a property of memory was broken on the way: {violation}")
     for damage in reader.damage:
         print(f"{damage.kind}: {damage.reason}")
+    if not done.closed:
+        print("incomplete: the engine never closed the trace")
     if _damaged(reader):
         return EXIT_DAMAGED
     # Without its first files a run is replayed from a checkpoint: nothing is missing then.

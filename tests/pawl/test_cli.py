@@ -244,6 +244,7 @@ def test_replay_ends_with_what_came_out_as_its_status(tmp_path: Path, capsys: py
     assert capsys.readouterr().out.splitlines()[1].startswith(f"SAME: {len(records)} records")
     closed = next(index for index, record in enumerate(records) if isinstance(record, Closed))
     assert main(["replay", str(write(tmp_path / "open", records[:closed]))]) == 2
+    assert "never closed" in capsys.readouterr().out
     assert main(["replay", str(write(tmp_path / "changed", [*records[:9], *records[10:]]))]) == 1
     assert "DIFFERS at record 10" in capsys.readouterr().out
     assert main(["replay", str(write(tmp_path / "gap", [*records, Gap(1, "full disk")]))]) == 2
