@@ -115,7 +115,7 @@ bench-cpu: setup  ## end to end on this CPU
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu-check:  ## tests and figures that need a CUDA device
 	@$(if $(PIP_FIND_LINKS),$(GPU_PYTHON) -m pip install -q --no-index --find-links "$(PIP_FIND_LINKS)" \
-		pytest hypothesis transformers peft msgspec structlog safetensors gguf)
+		pytest hypothesis transformers peft msgspec structlog safetensors gguf pyzmq)
 	@$(GPU_PYTHON) -m benchmarks.gpu
 
 clean:  ## remove what can be made again, but not .venv

@@ -24,7 +24,13 @@ FILE = RESULTS / "gpu-check.json"
 EXIT_FAILED, EXIT_NO_DEVICE = 1, 2
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
 TEST_RUNS = {
-    "marked gpu": ["-m", "gpu", "tests/gpu", "tests/pawl/test_explore_real.py"],
+    "marked gpu": [
+        "-m",
+        "gpu",
+        "tests/gpu",
+        "tests/pawl/test_explore_real.py",
+        "tests/pawl/test_build_device_shares.py",
+    ],
     # Without a device these run under Triton's interpreter; with one they run on it.
     "kernels": ["-m", "not gpu", *(str(path) for path in sorted((ROOT / "tests/gpu").glob("test_[kc][eu]*.py")))],
 }

@@ -24,7 +24,7 @@ from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
-from pawl.gpu.devices import available_memory
+from pawl.gpu.devices import available_memory, num_devices
 from pawl.gpu.dtypes import DTYPES, name_of
 from pawl.gpu.encoder.config import is_encoder
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
@@ -74,6 +74,8 @@ def load_parts(config: ServerConfig, report: Report = unheard, names: Names = NA
             name = "pp" if config.pp > 1 else "tp"
             raise ConfigError(f"{name}: an encoder is not shared out among ranks", name)
         return load_encoder(config, path, name, report, names)
+    if config.device == "cuda" and not num_devices():
+        raise ConfigError("device: cuda, and there is no CUDA device here", "device")
     if topology.size > 1:
         return _load_ranks(config, source_at(path, name), topology, began, report, names)
     return _load_decoder(config, source_at(path, name), began, report, names)

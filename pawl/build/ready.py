@@ -38,6 +38,8 @@ class Setup(msgspec.Struct, frozen=True):
     """Where the front waits for it."""
     switch_s: float
     """After which a thread that computes lets another one have the interpreter."""
+    place: int = 0
+    """Among all replicas."""
     keys: str | None = None
     """Folder of the keys for links between hosts."""
     peers_at: str | None = None

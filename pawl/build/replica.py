@@ -31,6 +31,7 @@ from pawl.actors.runtime.actor import Lane
 from pawl.actors.runtime.processes.keys import read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.build.device_shares import take_devices
 from pawl.build.dialer import SocketDialer
 from pawl.build.loading import load_here
 from pawl.build.parts import Parts
@@ -71,6 +72,7 @@ def main() -> None:
         write_frame(target, msgspec.msgpack.encode(told))
 
     try:
+        take_devices(config, setup.place)
         parts = load_here(config, lambda share: tell(Progress(share)), setup.names)
     except Exception as error:
         status = exit_status(error)

@@ -43,8 +43,8 @@ class Origin(NamedTuple):
 class ReplicaProcess:
     """What an engine needs of a replica that is loaded, and serves, in another process (compare `Parts`)."""
 
-    def __init__(self, config: ServerConfig, names: Names, hosts: Hosts, host: Host) -> None:
-        """Start it on `host`; `wait_until_ready` is next. Raises HostLost."""
+    def __init__(self, config: ServerConfig, names: Names, hosts: Hosts, host: Host, place: int) -> None:
+        """Start it on `host`, at its place among all replicas; `wait_until_ready` is next. Raises HostLost."""
         self.names = names
         self.name = process_of(names.scheduler)
         self.hosts = hosts
@@ -59,7 +59,7 @@ class ReplicaProcess:
         """The process, and its host, as people know them."""
         self._wire = host.bind(self.name)
         settings = msgspec.to_builtins(config)
-        setup = Setup(settings, names, self.name, self._wire.address, sys.getswitchinterval())
+        setup = Setup(settings, names, self.name, self._wire.address, sys.getswitchinterval(), place)
         try:
             self._running = host.start(setup)
         except BaseException:
@@ -161,7 +161,7 @@ def started(
 
     def start(number: int, place: int) -> None:
         names, host = names_of(number, roles[number]), hosts.of(place, failed)
-        made[number] = replica = ReplicaProcess(shares[place], names, hosts, host)
+        made[number] = replica = ReplicaProcess(shares[place], names, hosts, host, place)
         if failed.is_set():
             replica.kill()
         replica.wait_until_ready(partial(hear, number))

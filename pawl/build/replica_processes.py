@@ -67,10 +67,11 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
         self._hosts.release(place)
 
     def _load(self, share: ServerConfig, names: Names) -> ReplicaProcess:
+        place = self._places[names.replica]
         while True:
             try:
-                host = self._hosts.of(self._places[names.replica], self._stopping)
-                replica = ReplicaProcess(share, names, self._hosts, host)
+                host = self._hosts.of(place, self._stopping)
+                replica = ReplicaProcess(share, names, self._hosts, host, place)
                 replica.wait_until_ready()
                 self._check(replica)
             except HostLost as lost:

@@ -62,8 +62,8 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     if count == 1:
         return config
     here = layout.num_beside(place)
-    if config.device != "cpu" and here > 1:
-        raise ConfigError(f"dp: {here} replicas on a host are for the CPU; a device holds one", "dp")
+    if config.device != "cpu" and here > 1 and not config.in_processes:
+        raise ConfigError(f"dp: {here} replicas on CUDA devices of a host need --runtime processes", "dp")
     own = arithmetic_of(config, roles[min(place, len(roles) - 1)]) | {"storage_gb": config.storage_gb / here}
     if layout.node_of(place) == 0 and config.head_serves:  # a node knows its own cores
         own["threads"] = threads_of(config, here)
