@@ -215,7 +215,7 @@ REFUSED = [
     ),
     (
         {"disaggregate": "2p1d", "nodes": 4},
-        "nodes: each of 4 nodes has as many replicas, and there are 3; ranks of a replica live on one host",
+        "nodes: each of 4 nodes has one replica at least, and there are 3; ranks of a replica live on one host",
     ),
 ]
 

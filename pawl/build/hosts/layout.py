@@ -123,9 +123,11 @@ def _sizes(config: ServerConfig, roles: Sequence[str], count: int) -> list[int]:
         return [count // num_nodes] * num_nodes
     if config.disaggregate is None or count < num_nodes:
         most = "dp" if config.max_dp is None else "max_dp"
-        told = f"{most} is {count}" if config.disaggregate is None else f"there are {count}"
+        needs, told = "as many replicas", f"{most} is {count}"
+        if config.disaggregate is not None:
+            needs, told = "one replica at least", f"there are {count}"
         ranks = "; ranks of a replica live on one host, where they meet in memory" if count < num_nodes else ""
-        raise ConfigError(f"nodes: each of {num_nodes} nodes has as many replicas, and {told}{ranks}", "nodes")
+        raise ConfigError(f"nodes: each of {num_nodes} nodes has {needs}, and {told}{ranks}", "nodes")
     decoding = roles.count(DECODE)
     prefilling = count - decoding
     share = (2 * num_nodes * decoding + count) // (2 * count)
