@@ -23,6 +23,7 @@ import msgspec
 from pawl.lifecycle.hand_overs import role_of
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.dispatch import Dispatch, kind_of
+from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import (
     STOPPED,
@@ -241,12 +242,22 @@ def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
     if not whole or not monitor.judging:
         return
     if closed is None:
-        yield "the engine never closed the trace"
+        yield f"the engine never closed the trace: {_known_last(history)}, and nothing later is recorded"
     elif closed.reason != STOPPED:
         yield f"{num_open} requests were open when the trace was closed: {closed.reason}"
     # A prefill replica has no clients: decode replicas ask it, and answer theirs.
     elif not history.answered and role_of(history.started) != "prefill":
         yield "what clients were told last is not recorded to the end"
+
+
+def _known_last(history: History) -> str:
+    """What the last record leaves open, of an engine that was killed behind it."""
+    has_clients = role_of(history.started) != "prefill"
+    untold = sum(1 for _ in history.pairing.unanswered()) if has_clients else 0
+    left = {"requests are open": len(history.open), "ends were not told to clients": untold}
+    found = " and ".join(f"{count} {what}" for what, count in left.items() if count)
+    rest = "every request had ended, and its client was told" if has_clients else "every request had ended"
+    return f"at its last record {found or rest}"
 
 
 def _verdict(violations: Iterable[Violation], missing: Iterable[str], damage: Iterable[Damage]) -> Verdict:

@@ -105,10 +105,20 @@ def test_a_violation_before_a_gap_is_still_a_violation(tmp_path: Path) -> None:
     assert report.missing
 
 
-def test_a_trace_that_was_never_closed_is_incomplete(tmp_path: Path) -> None:
-    report = audited(tmp_path, STORY.records[: STORY.labels["closed"]])
+@pytest.mark.parametrize(
+    ("last", "known"),
+    [
+        ("commit 1", "2 requests are open"),
+        ("answer 2", "2 ends were not told to clients"),
+        ("answer 3", "every request had ended, and its client was told"),
+    ],
+)
+def test_a_trace_that_was_never_closed_says_what_is_known_at_its_end(tmp_path: Path, last: str, known: str) -> None:
+    records = [*STORY.records[: STORY.labels[last] + 1]]
+    report = audited(tmp_path, [record for record in records if not isinstance(record, Closed)])
     assert report.verdict == Verdict.INCOMPLETE
-    assert report.missing == ("the engine never closed the trace",)
+    text = f"the engine never closed the trace: at its last record {known}, and nothing later is recorded"
+    assert report.missing == (text,)
 
 
 @pytest.mark.parametrize("last", ["closed", "answer 2", "answer 3"])
