@@ -156,7 +156,7 @@ class Fleet:
         self.prefillers.decoder_down(replica, "it leaves")
         self._parting[replica.number] = replica
         log.info("a replica has left", replica=replica.number, open=replica.num_open)
-        self._send_gateway(replica.left(whole=not self._is_busy(replica)))
+        self._send_gateway(replica.left(whole=not replica.num_open))
         self._not_among(replica, "its replica has left")
         self._place_again(replica.number)
         self.size.tell()

@@ -145,7 +145,7 @@ class Replica:
         return ReplicaLost(self.names.recorder, tuple(sorted(self.names.own)), name, reason)
 
     def left(self, *, whole: bool) -> ReplicaLeft:
-        """What the gateway is told when it has nothing to do any more; `whole`: others get nothing of what it had."""
+        """What the gateway is told when it takes part no more; `whole`: others get nothing of what it had."""
         return ReplicaLeft(self.number, self.names.recorder, tuple(sorted(self.names.own)), whole)
 
     @property

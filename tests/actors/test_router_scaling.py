@@ -284,3 +284,12 @@ def test_a_session_of_a_lost_replica_may_be_opened_again_elsewhere() -> None:
     ordered(router, OpenSession("s", 0), 1)
     router.receive(turn(2))
     assert [each.request for each in given(context, 1)] == [2]
+
+
+def test_the_trace_of_one_that_owes_an_answer_and_has_no_requests_is_whole() -> None:
+    router, context, _ = routed(2)
+    router.receive(Ask(1, SetState(max_running=4), FRONT.gateway))
+    scale(router, context, 1, grace_s=0.0)
+    context.advance(0.0)
+    (gone,) = {0, 1} - set(router.replicas)
+    assert Replica(names_of(gone)).left(whole=True) in context.take(FRONT.gateway)
