@@ -171,7 +171,7 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
 
     chance = Seeded(~seed)
     steps, clocks = chance.chance(1 / 3), chance.chance(1 / 3)
-    crash = chance.chance(0.12 if len(workload.shape.roles) == 1 else 0.35)
+    crash = chance.chance(0.35 if workload.shape.routed else 0.12)
     count = min(task.faults, chance.within(1, 3))
     in_time = count if clocks else 0
     whole = chance.pick(WHOLE) if chance.chance(0.2) else None

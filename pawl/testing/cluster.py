@@ -71,7 +71,7 @@ class Cluster(Case):
         self.checks = self.make_checks(self)
         self._properties = properties
         shape = workload.shape
-        several = len(shape.roles) > 1
+        several = shape.routed
         self.replicas = [
             self._made(names_of(number, role) if several else NAMES) for number, role in enumerate(shape.roles)
         ]

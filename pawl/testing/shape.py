@@ -134,6 +134,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Of its replicas, by number."""
         return (DECODE if self.prefillers else UNIFIED,) * self.replicas + (PREFILL,) * self.prefillers
 
+    @property
+    def routed(self) -> bool:
+        """Whether a router stands before its replicas: there are several, or there may be."""
+        return len(self.roles) > 1 or self.max_replicas > 1
+
     def ranks_of(self, role: str) -> int:
         """Ranks of a replica of this role."""
         return self.ranks if role != PREFILL or self.prefill_ranks is None else self.prefill_ranks

@@ -150,7 +150,7 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
         controls=_controls(source, arrivals),
     )
     shape = Shape(**drawn(server.OF_REPLICAS, source, msgspec.structs.asdict(shape), frozenset(fixed)))
-    apart = source.chance(0.5 if len(shape.roles) > 1 else 0.1)
+    apart = source.chance(0.5 if shape.routed else 0.1)
     return msgspec.structs.replace(drawn_first, shape=shape, processes=apart)
 
 

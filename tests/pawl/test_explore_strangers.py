@@ -14,7 +14,7 @@ from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.cli import main
 from pawl.exploration.task import workload_of
 from pawl.loops.select import make_memory
-from pawl.testing import Workload, check_schedule, load_schedule, schedules, workloads
+from pawl.testing import Workload, check_schedule, explore_workload, load_schedule, schedules, workloads
 from pawl.testing.parts import PartFailed
 from tests.mutants.hunting import task_with
 
@@ -248,6 +248,13 @@ def test_a_class_can_stand_in_a_workload_of_hypothesis() -> None:
 
     with pytest.raises(PartFailed, match=r"Forgetful .* left out row"):
         served()
+
+
+def test_one_replica_gets_others_beside_it_where_there_may_be_more() -> None:
+    scaling: dict[str, Any] = {"replicas": 1, "max_replicas": 3, "scale_at": 1, "scale_down_s": 0.05}
+    outcome = explore_workload(Workload.random(2, **scaling), "random", 5, shrink=False, replayed=False)
+    assert outcome.found is None
+    assert outcome.reached["added replica"] > 0
 
 
 @pytest.mark.parametrize("words", [("--host-pages", "8"), ("--storage-pages", "8"), ("--cache-core", "compiled")])
