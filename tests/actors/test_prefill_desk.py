@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.messages.hand_over import DecoderUp, Prefill, Received
+from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, Prefill, Received
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.faults import Faults
@@ -16,6 +16,7 @@ from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.orders.requests import Abort
 from tests.actors.apart import DECODE, DESK, PREFILL, SIDES, Apart, companions
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3]
@@ -131,3 +132,16 @@ def test_a_prefill_replica_that_is_full_says_so_at_once() -> None:
     desk.receive(Prefill(ticket=3, scheduler=DECODE.scheduler, tokens=tokens, salt="", keys=(bytes(16),)))
     assert context.take_sent()[-1] == Sent(DECODE.scheduler, Received(3, 0), Lane.CONTROL)
     assert desk.num_open == 0
+
+
+def test_what_a_decode_replica_asked_that_is_gone_is_given_up() -> None:
+    desk = PrefillDesk(PREFILL)
+    context = ManualContext(desk, DESK)
+    others = "scheduler.8", "storage.8"
+    for scheduler, storage in ((DECODE.scheduler, DECODE.storage), others):
+        desk.receive(DecoderUp(scheduler, storage))
+        desk.receive(Prefill(ticket=1, scheduler=scheduler, tokens=np.arange(5, dtype=np.int32), salt="", keys=()))
+    context.take_sent()
+    desk.receive(DecoderDown(DECODE.scheduler))
+    assert context.take(PREFILL.scheduler) == [Abort((1,), Cause.CLIENT)]
+    assert desk.num_open == 1, "others wait for theirs"

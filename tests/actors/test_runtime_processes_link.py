@@ -275,3 +275,13 @@ def test_what_is_to_be_sent_while_something_is_sent_is_sent_after_it(
     monkeypatch.setattr(link, "_send_all", send_all)
     link.pump()
     assert count == 2
+
+
+def test_what_comes_after_a_link_is_closed_is_not_heard(between: Between) -> None:
+    between.a.send("y", Say(1))
+    link, (frames,) = between.wires["b"].link, between.wires["a"].sent
+    assert link is not None
+    link.close(0.0)
+    received = link.num_received
+    link.receive(frames)
+    assert (link.num_received, between.waiting("y")) == (received, [0, 0, 0])

@@ -360,3 +360,14 @@ def test_a_call_to_exit_in_a_handler_is_a_failure_like_any_other() -> None:
     system.start()
     system.stop()
     assert failures == ["SystemExit(3)"]
+
+
+def test_who_watches_an_actor_whose_driver_is_gone_hears_why(
+    system: LocalSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[str, str]] = []
+    monkeypatch.setattr(system, "ended", lambda cell, reason, error: heard.append((reason, str(error))))
+    cell = Cell(system, Doing(ignore), "alone", Mailbox(1, Overflow.REJECT), seed=0)
+    cell.abandon("its thread died")
+    cell.abandon("once more")
+    assert heard == [("its thread died", "alone: its thread died")]

@@ -20,6 +20,7 @@ from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.properties.steps import Malformed
+from pawl.lifecycle.properties.turns import FairMicroBatches
 from pawl.lifecycle.properties.weight_groups import WeightGroups
 from pawl.lifecycle.records import (
     DECODER,
@@ -31,7 +32,7 @@ from pawl.lifecycle.records import (
     Transition,
     WeightGroupMoved,
 )
-from pawl.lifecycle.states import Event
+from pawl.lifecycle.states import Event, State
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
 from tests.lifecycle.canaries_control import CONTROL_CANARIES
@@ -306,6 +307,19 @@ def test_a_page_may_be_of_one_token_and_not_of_none() -> None:
     History().advance(started)
     with pytest.raises(Malformed, match="pages of 0 tokens"):
         History().advance(msgspec.structs.replace(started, page_size=0))
+
+
+def test_who_is_at_work_at_a_checkpoint_has_a_page_for_as_much_as_it_has_computed() -> None:
+    property, history = FairMicroBatches(), History()
+    for record in STORY.records[: STORY.labels["commit 2"] + 1]:
+        history.advance(record)
+    rows = [0, 1]
+    states = dict.fromkeys(rows, State.DECODING)
+    beginning: Any = SimpleNamespace(
+        started=STORY.records[0], arrivals=(), working=rows, table=SimpleNamespace(state=states)
+    )
+    property.begin(beginning, history)
+    assert vars(property)["_end"][rows].tolist() == [6, 5]
 
 
 def test_groups_that_were_joined_before_a_checkpoint_may_be_left_after_it() -> None:

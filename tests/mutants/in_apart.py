@@ -110,6 +110,13 @@ APART = (
         Edit(Incoming.keep, " and checksum(key, place) == sums[at[key]]", ""),
     ),
     _mutant(
+        "what_has_not_come_is_read",
+        "read_after_commit",
+        "30233; vllm 40364",
+        "A fetch that brought some of its pages counts as one that brought all.",
+        Edit(Fetching._arrived, "    if count:\n", "    if count:\n        count = len(fetch.keys)\n"),
+    ),
+    _mutant(
         "quarantine_has_no_end",
         "auxiliary_conservation",
         "vllm 46283",
