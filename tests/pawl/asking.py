@@ -10,7 +10,7 @@ from pawl.actors.control.state import GetState
 from pawl.actors.messages.control import Reply
 from pawl.engine import Engine
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def state_of(running: Engine) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.pawl.fake_engine import Served
 
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,7 +67,7 @@ INFO = ServerInfo(
     version="0.0",
     settings={"page_size": 16},
 )
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 class Bytes:

@@ -22,7 +22,7 @@ from pawl.http.server import EngineServer, open_socket
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.loops.select import LoopConfig
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def ghost_parts(loop_config: LoopConfig, trace_dir: Path) -> Parts:
@@ -44,7 +44,7 @@ def audited_client(folder: Path, **settings: Any) -> Iterator[httpx.Client]:
     settings |= {"model": "ghost", "trace_dir": str(folder)}
     with (
         ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0, verify=False) as client,
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE_S, verify=False) as client,
     ):
         yield client
     assert audit(folder).verdict is Verdict.PASS
