@@ -41,8 +41,8 @@ OUTPUT = 48
 PROMPTS = [[101 + client, *range(110, 140 + client)] for client in range(CLIENTS)]
 START_S, STOP_S, REST_S = 120.0, 60.0, 20.0
 """How long the server may take to start and to stop, and to come to rest after the attacks."""
-GIVING_BACK_S = LOOKS + 2.0
-"""After which a server at rest, which looks once a second, has given back what was freed."""
+GIVING_BACK_S = 2.0 * LOOKS + 2.0
+"""After which a server at rest, which looks about once a second, has given back what was freed."""
 POLL_S = 0.2
 
 
