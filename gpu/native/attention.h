@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "matrix.h"
+#include "packing.h"
 #include "tile.h"
 
 namespace pawl {
@@ -64,18 +65,22 @@ public:
     // Most (position, key head) pairs a task may have.
     int64_t capacity() const { return rows_ / group_; }
 
-    void run(const AttentionTask<Element>& task, int64_t window) {
+    // `following`: what this thread computes next, or nothing; its first block is fetched while the last one is computed.
+    void run(const AttentionTask<Element>& task, int64_t window, const AttentionTask<Element>* following) {
         const int64_t rows = task.positions * group_;
         const int64_t oldest = first_visible(task.first, window), end = task.first + task.positions;
         std::fill_n(states_.begin(), task.heads * rows, State{kNothingSeen, 0.0f});
         std::memset(totals_.as<char>(), 0, size_t(padded(head_dim_) * rows_ * 4));
         int64_t begin = oldest / kBlock * kBlock;
         find_entries(task.pages, begin, oldest, end, next_);
-        for (int64_t key = 0; key < kBlock; key += 16) fetch_next(task.keys, key), fetch_next(task.values, key);
         for (; begin < end; begin += kBlock) {
             std::copy_n(next_, kBlock, entries_);
-            find_entries(task.pages, begin + kBlock, oldest, end, next_);
+            if (begin + kBlock < end)
+                begin_fetching(task, begin + kBlock, window);
+            else if (following != nullptr)
+                begin_fetching(*following, first_visible(following->first, window) / kBlock * kBlock, window);
             for (int64_t head = 0; head < task.heads; ++head) attend_block(task, window, head, begin);
+            fetch(kBlock);
         }
         for (int64_t head = 0; head < task.heads; ++head) write(task, head);
     }
@@ -92,39 +97,54 @@ private:
         return window > 0 ? std::max(position + 1 - window, int64_t(0)) : 0;
     }
 
+    // What is fetched from now on: the task's block at `begin`.
+    void begin_fetching(const AttentionTask<Element>& task, int64_t begin, int64_t window) {
+        find_entries(task.pages, begin, first_visible(task.first, window), task.first + task.positions, next_);
+        next_keys_ = task.keys, next_values_ = task.values;
+        next_bytes_ = task.heads * head_dim_ * int64_t(sizeof(Stored));
+        fetched_ = due_ = 0;
+    }
+
     // entries[i]: element offset of key begin + i, or kNowhere outside oldest .. end.
     void find_entries(const int32_t* pages, int64_t begin, int64_t oldest, int64_t end, int64_t* entries) const {
+        int64_t page = begin / page_size_, place = begin % page_size_;
         for (int64_t i = 0; i < kBlock; ++i) {
-            const int64_t position = begin + i;
-            const bool seen = position >= oldest && position < end;
-            entries[i] = seen ? (pages[position / page_size_] * page_size_ + position % page_size_) * token_stride_
-                              : kNowhere;
+            const bool seen = begin + i >= oldest && begin + i < end;
+            entries[i] = seen ? (pages[page] * page_size_ + place) * token_stride_ : kNowhere;
+            if (++place == page_size_) place = 0, ++page;
         }
     }
 
-    // Bring 16 entries of the next block close.
-    void fetch_next(const Stored* base, int64_t key) const {
-        for (int64_t i = key; i < key + 16; ++i) {
-            if (next_[i] == kNowhere) continue;
-            const char* from = reinterpret_cast<const char*>(base + next_[i]);
-            for (int64_t line = 0; line < head_dim_ * int64_t(sizeof(Stored)); line += 64)
-                __builtin_prefetch(from + line, 0, 2);
+    // Bring `keys` more keys of what is fetched close, and their values. Inline: a compiler drops calls that only fetch.
+    inline __attribute__((always_inline)) void fetch(int64_t keys) {
+        for (const int64_t last = std::min(fetched_ + keys, kBlock); fetched_ < last; ++fetched_) {
+            if (next_[fetched_] == kNowhere) continue;
+            const char* key = reinterpret_cast<const char*>(next_keys_ + next_[fetched_]);
+            const char* value = reinterpret_cast<const char*>(next_values_ + next_[fetched_]);
+            for (int64_t line = 0; line < next_bytes_; line += 64) {
+                __builtin_prefetch(key + line, 0, 2);
+                __builtin_prefetch(value + line, 0, 2);
+            }
         }
+    }
+
+    // A key head takes 64 shares of a block's time, and a core forgets fetches where there are many at once.
+    inline __attribute__((always_inline)) void fetch_share(int64_t shares, int64_t heads) {
+        for (due_ += shares; due_ >= heads; due_ -= heads) fetch(1);
     }
 
     // One block of keys for the rows of one key head.
     void attend_block(const AttentionTask<Element>& task, int64_t window, int64_t head, int64_t begin) {
         const int64_t rows = task.positions * group_, first_row = head * rows;
         const int64_t count = std::min(task.first + task.positions - begin, kBlock);
-        pack_keys(task.keys + head * head_dim_, count);
-        pack_values(task.values + head * head_dim_, count);
+        pack_keys(task.keys + head * head_dim_, count, task.heads);
         score(task.queries + head * task.queries_stride, first_row, rows, count);
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t position = task.first + row / group_;
             const int64_t from = std::max(first_visible(position, window) - begin, int64_t(0));
             weigh(first_row + row, from, std::min(position + 1 - begin, kBlock));
         }
-        accumulate(first_row, rows, count);
+        accumulate(task.values + head * head_dim_, first_row, rows, count, task.heads);
     }
 
     const Stored* entry(const Stored* base, int64_t key) const {
@@ -132,10 +152,9 @@ private:
     }
 
     // Keys as panels [depth][32 keys]: a transposition of units.
-    void pack_keys(const Stored* keys, int64_t count) {
+    void pack_keys(const Stored* keys, int64_t count, int64_t heads) {
         const int64_t depth = units<Element>(head_dim_);
         for (int64_t key = 0; key < count; key += 16) {
-            fetch_next(keys, key);
             const char* rows[16];
             for (int64_t i = 0; i < 16; ++i) rows[i] = reinterpret_cast<const char*>(entry(keys, key + i));
             Unit* to = key_panels_.as<Unit>() + key / kPanel * depth * kPanel + key % kPanel;
@@ -143,59 +162,23 @@ private:
 #if defined(__AVX512F__)
             for (; k + 16 <= depth; k += 16) transpose_16(rows, k * 4, to + k * kPanel);
 #endif
+            fetch_share(8, heads);
             for (; k < depth; ++k)
                 for (int64_t i = 0; i < 16; ++i) std::memcpy(to + k * kPanel + i, rows[i] + k * 4, 4);
         }
     }
 
-#if defined(__AVX512F__)
-    // 16 units from each of 16 rows, to 16 rows of a panel.
-    static void transpose_16(const char* const* rows, int64_t offset, Unit* to) {
-        __m512i a[16], b[16];
-        for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i] + offset);
-        for (int i = 0; i < 16; i += 2) {
-            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-            b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-        }
-        for (int i = 0; i < 16; i += 4) {
-            a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-            a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-            a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-            a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-        }
-        // Now a[4 j + c] holds, in its 128-bit quarter q, unit 4 q + c of rows 4 j .. 4 j + 3.
-        for (int c = 0; c < 4; ++c) {
-            const __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
-            const __m512i high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
-            const __m512i low2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
-            const __m512i high2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-            _mm512_storeu_si512(to + c * kPanel, _mm512_shuffle_i32x4(low, low2, 0x88));
-            _mm512_storeu_si512(to + (4 + c) * kPanel, _mm512_shuffle_i32x4(high, high2, 0x88));
-            _mm512_storeu_si512(to + (8 + c) * kPanel, _mm512_shuffle_i32x4(low, low2, 0xdd));
-            _mm512_storeu_si512(to + (12 + c) * kPanel, _mm512_shuffle_i32x4(high, high2, 0xdd));
-        }
-    }
-#endif
-
     // Values as panels [depth = keys][32 dimensions].
-    void pack_values(const Stored* values, int64_t count) {
+    void pack_values(const Stored* values, int64_t count, int64_t heads) {
         for (int64_t k = 0; k < units<Element>(count); ++k) {
-            if (k * Element::kPerUnit % 16 == 0) fetch_next(values, k * Element::kPerUnit);
+            if (k * Element::kPerUnit % 2 == 0) fetch_share(1, heads);
             const Stored* first = entry(values, k * Element::kPerUnit);
             const Stored* last = entry(values, (k + 1) * Element::kPerUnit - 1);
             for (int64_t column = 0; column < head_dim_; column += kPanel) {
                 Unit* to = value_panels_.as<Unit>() + column * kWeightUnits + k * kPanel;
-                pair_up(first + column, last + column, std::min(int64_t(kPanel), head_dim_ - column), to);
+                pair_up<Element>(first + column, last + column, std::min(int64_t(kPanel), head_dim_ - column), to);
             }
         }
-    }
-
-    static void pair_up(const Stored* __restrict first, const Stored* __restrict last, int64_t count,
-                        Unit* __restrict to) {
-        if constexpr (Element::kPerUnit == 1)
-            std::memcpy(to, first, size_t(count) * 4);
-        else
-            for (int64_t i = 0; i < count; ++i) to[i] = uint32_t(first[i]) | uint32_t(last[i]) << 16;
     }
 
     void score(const Unit* queries, int64_t first_row, int64_t rows, int64_t count) {
@@ -242,7 +225,13 @@ private:
         state = State{top, state.sum * keep + sum_of_parts(sums)};
     }
 
-    void accumulate(int64_t first_row, int64_t rows, int64_t count) {
+    void accumulate(const Stored* values, int64_t first_row, int64_t rows, int64_t count, int64_t heads) {
+#if defined(__AVX512BW__)
+        if constexpr (Element::kPerUnit == 2)
+            if (rows <= kTileRows && head_dim_ % kPanel == 0)
+                return accumulate_few(values, first_row, int(rows), count, heads);
+#endif
+        pack_values(values, count, heads);
         for (int64_t column = 0; column < head_dim_; column += kPanel)
             for (int64_t row = first_row; row < first_row + rows; row += kTileRows)
                 multiply_tile<Element, true>(int(std::min<int64_t>(kTileRows, first_row + rows - row)),
@@ -251,6 +240,43 @@ private:
                                              totals_.as<float>() + column * rows_ + row * kPanel,
                                              keep_.data() + row, Fetch{});
     }
+
+#if defined(__AVX512BW__)
+    // As `accumulate`, of rows that share one tile: values are paired as they are multiplied, without panels of them.
+    template <int kRows = kTileRows>
+    void accumulate_few(const Stored* values, int64_t first_row, int rows, int64_t count, int64_t heads) {
+        if constexpr (kRows > 1) {
+            if (rows < kRows) return accumulate_few<kRows - 1>(values, first_row, rows, count, heads);
+        }
+        Words places{};
+        for (int i = 0; i < kLanes; ++i) places[i] = uint32_t(i) | uint32_t(i + 32) << 16;
+        const __m512i early = (__m512i)places, late = (__m512i)(places + 0x00100010u);
+        const Unit* weights = weights_.as<Unit>() + first_row * kWeightUnits;
+        for (int64_t column = 0; column < head_dim_; column += kPanel) {
+            float* totals = totals_.as<float>() + column * rows_ + first_row * kPanel;
+            Floats total[kRows][2];
+#pragma GCC unroll 8
+            for (int row = 0; row < kRows; ++row)
+                for (int v = 0; v < 2; ++v)
+                    total[row][v] = load<Floats>(totals + row * kPanel + v * kLanes) * keep_[size_t(first_row + row)];
+            for (int64_t k = 0; k < units<Element>(count); ++k) {
+                if (column == 0) fetch_share(1, heads);
+                const __m512i first = _mm512_loadu_si512(entry(values, 2 * k) + column);
+                const __m512i last = _mm512_loadu_si512(entry(values, 2 * k + 1) + column);
+                const Ints pairs[2] = {(Ints)_mm512_permutex2var_epi16(first, early, last),
+                                       (Ints)_mm512_permutex2var_epi16(first, late, last)};
+#pragma GCC unroll 8
+                for (int row = 0; row < kRows; ++row) {
+                    const Ints unit = Ints{} + int32_t(weights[row * kWeightUnits + k]);
+                    for (int v = 0; v < 2; ++v) total[row][v] = Element::dot(total[row][v], unit, pairs[v]);
+                }
+            }
+#pragma GCC unroll 8
+            for (int row = 0; row < kRows; ++row)
+                for (int v = 0; v < 2; ++v) store(totals + row * kPanel + v * kLanes, total[row][v]);
+        }
+    }
+#endif
 
     void write(const AttentionTask<Element>& task, int64_t head) {
         const int64_t rows = task.positions * group_;
@@ -275,6 +301,8 @@ private:
     std::vector<State> states_;
     std::vector<float> keep_;
     int64_t entries_[kBlock], next_[kBlock];
+    const Stored *next_keys_ = nullptr, *next_values_ = nullptr;
+    int64_t next_bytes_ = 0, fetched_ = kBlock, due_ = 0;
 };
 
 }  // namespace pawl

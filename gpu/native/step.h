@@ -231,14 +231,18 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
     });
     walk.phase(rows, [&](int64_t row) { prepare_heads(layer, inputs, row); });
     walk.phase(int64_t(segments_.size()), [&](int64_t task) {
-        const Segment& segment = segments_[size_t(task)];
-        const int64_t head = segment.kv_head * shape_.head_dim;
-        Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + first_attended() + head * group();
-        attention_[size_t(walk.thread)].run(
-            AttentionTask<Element>{queries(segment.kv_head, segment.first_row), queries(1, 0) - queries(0, 0), output,
-                                   attended_.stride * Element::kPerUnit, layer.keys + head, layer.values + head,
-                                   segment.pages[layer.store], segment.kv_heads, segment.first_position, segment.positions},
-            layer.window);
+        const auto task_of = [&](const Segment& segment) {
+            const int64_t head = segment.kv_head * shape_.head_dim;
+            Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + first_attended() + head * group();
+            return AttentionTask<Element>{
+                queries(segment.kv_head, segment.first_row), queries(1, 0) - queries(0, 0), output,
+                attended_.stride * Element::kPerUnit, layer.keys + head, layer.values + head,
+                segment.pages[layer.store], segment.kv_heads, segment.first_position, segment.positions};
+        };
+        // Threads take tasks in turns, mostly.
+        const int64_t next = std::min<int64_t>(task + threads(), int64_t(segments_.size()) - 1);
+        const AttentionTask<Element> following = task_of(segments_[size_t(next)]);
+        attention_[size_t(walk.thread)].run(task_of(segments_[size_t(task)]), layer.window, next > task ? &following : nullptr);
     });
 }
 
