@@ -18,6 +18,9 @@ log = structlog.get_logger("pawl.trace")
 LOG_INTERVAL_S = 10.0
 """Between two lines that say that records are lost: a device that comes and goes must not fill the log."""
 
+MOST_GIVEN_UP = 1 << 12
+"""Names of those who lose nothing any more that are remembered, the last ones: what they said may still come."""
+
 
 def to_recorder(recorder: str) -> str:
     """What the gateway is called where it loses records on their way to one of several recorders."""
@@ -72,7 +75,7 @@ class TraceLosses:
         self._traced = traced
         self._required = required
         self._told: dict[str, TraceLoss] = {}
-        self._given_up: frozenset[str] = frozenset()
+        self._given_up: dict[str, None] = {}
 
     def learn(self, loss: TraceLoss) -> None:
         if loss.source not in self._given_up:
@@ -80,9 +83,11 @@ class TraceLosses:
 
     def give_up(self, actors: Iterable[str]) -> None:
         """The replica with these actors is lost, or leaves, and its trace with it."""
-        self._given_up |= {source for name in actors for source in (name, to_recorder(name))}
-        for source in self._given_up:
+        for source in [source for name in actors for source in (name, to_recorder(name))]:
             self._told.pop(source, None)
+            self._given_up[source] = None
+        while len(self._given_up) > MOST_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
 
     def recorder_gone(self, name: str, reason: str) -> None:
         """Nothing is recorded any more."""

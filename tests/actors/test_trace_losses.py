@@ -12,6 +12,7 @@ from pawl.actors.names import FRONT, ROUTER
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
+from pawl.actors.trace_losses import MOST_GIVEN_UP, TraceLosses
 from pawl.lifecycle.request import SamplingParameters
 
 
@@ -80,6 +81,15 @@ def test_replies_to_requests_of_a_replica_are_told_to_its_recorder() -> None:
     actor.receive(ReplicaJoined("recorder.3"))
     actor.stopped("test")
     assert [sent.to for sent in context.take_sent() if sent.to.startswith("recorder")] == ["recorder.3"]
+
+
+def test_of_replicas_that_come_and_leave_for_ever_the_last_are_remembered() -> None:
+    losses = TraceLosses(traced=True, required=False)
+    for number in range(MOST_GIVEN_UP):
+        losses.give_up([f"recorder.{number}", f"scheduler.{number}"])
+    losses.learn(TraceLoss(f"recorder.{MOST_GIVEN_UP - 1}", "the disk is full", 1))
+    assert losses.status == "ok"
+    assert len(losses._given_up) == MOST_GIVEN_UP
 
 
 def test_a_trace_that_is_written_again_takes_requests_again() -> None:
