@@ -64,6 +64,7 @@ KEPT: dict[str, str] = {
     "Storage._told": "what it told last",
     "TierClient.report": "what the storage told last",
     "Totals.ended": _TOTALS,
+    "TraceLosses._given_up": "a bounded number of names; what they said may still come",
     "TraceSink._batch": _SETTLES,
     "WeightQuestions._snapshot": "weights to compare with, until the next snapshot",
 }
