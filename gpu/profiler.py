@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
-import structlog
 
 from pawl.lifecycle.machines.profiling import PROFILING, Profiling, ProfilingEvent
 from pawl.lifecycle.step import StepBatch
-
-log = structlog.get_logger("pawl.gpu.profiler")
 
 Stage: TypeAlias = Literal["prefill", "decode"]
 Activity: TypeAlias = Literal["CPU", "GPU", "MEM"]
@@ -188,7 +185,7 @@ class Profiler:
         if self._current in self._todo:
             self._todo.remove(self._current)
         self._move(ProfilingEvent.REARM if self._todo else ProfilingEvent.WRITTEN)
-        log.info("a profile is written", file=str(path), steps=self._num_recorded)
+        _log().info("a profile is written", file=str(path), steps=self._num_recorded)
 
     def _path(self) -> Path:
         assert self._options is not None
@@ -200,7 +197,13 @@ class Profiler:
         self.trouble = f"{type(error).__name__}: {error}"
         self._todo.clear()
         self._move(ProfilingEvent.FAIL)
-        log.error("a profile has failed", reason=self.trouble)
+        _log().error("a profile has failed", reason=self.trouble)
 
     def _move(self, event: ProfilingEvent) -> None:
         self.phase = PROFILING.next(self.phase, event)
+
+
+def _log() -> Any:
+    import structlog  # it takes longer than all else that the options and states above need
+
+    return structlog.get_logger("pawl.gpu.profiler")

@@ -63,6 +63,9 @@ class WeightsRefused(Exception):
     """New weights cannot be served; nothing has changed. Its words are for whoever sent them."""
 
 
+PARTS_LOST = "ranks were lost, and with them the parts of these weights that had come: send all of them again"
+
+
 class AdapterRefused(ValueError):
     """An adapter cannot be served; its slot is empty. Its words are for whoever sent it."""
 

@@ -14,7 +14,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
 from pawl.actors.weight_questions import NO_SUCH, CheckWeights, GetWeights
 from pawl.gpu.ghost.weights import NAMES, GhostWeights
-from pawl.gpu.parallel.order import PARTS_LOST
+from pawl.gpu.step_runner import PARTS_LOST
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import FromBytes, FromSharedMemory, SegmentName, SegmentSize
 from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights

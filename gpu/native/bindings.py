@@ -1,4 +1,5 @@
-"""The C interface of the compiled kernels, as ctypes sees it. Mirrors `decoder.h` and `interface.cpp`.
+"""The C interface of the compiled kernels, as ctypes sees it. Mirrors `decoder.h`, `interface.cpp` and
+`draws.cpp`.
 
 A call into the library releases the interpreter lock, so that a whole step runs beside other Python threads.
 """
@@ -6,7 +7,7 @@ A call into the library releases the interpreter lock, so that a whole step runs
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -152,6 +153,9 @@ class Library:
         self.load_adapter.restype = c_char_p
         self.destroy_adapter = loaded.pawl_native_destroy_adapter
         self.destroy_adapter.argtypes, self.destroy_adapter.restype = (c_void_p,), None
+        self.contenders = loaded.pawl_native_contenders
+        self.contenders.argtypes = (c_void_p, c_int32, c_uint32, c_uint32, c_uint32, c_float, c_void_p)
+        self.contenders.restype = c_int32
 
 
 @cache

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.parallel.order import PARTS_LOST, StepOrder, agreed, asked
+from pawl.gpu.parallel.order import StepOrder, agreed, asked
 from pawl.gpu.parallel.pages import join_pages, whole_shape
 from pawl.gpu.parallel.ranks import Ranks, StartRanks, StartRefused
 from pawl.gpu.parallel.wire import (
@@ -34,7 +34,7 @@ from pawl.gpu.parallel.wire import (
     SwitchExperts,
     TakeAdapter,
 )
-from pawl.gpu.step_runner import Abilities, RunnerLost, WeightsRefused
+from pawl.gpu.step_runner import PARTS_LOST, Abilities, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s
 from pawl.lifecycle.weight_group import TensorSpec

@@ -29,7 +29,6 @@ log = structlog.get_logger("pawl.gpu.parallel")
 
 _REFUSALS = {each.__name__: each for each in (WeightsRefused, AdapterRefused, MemoryRefused)}
 LOST = "ranks were lost, and are started again with the next step"
-PARTS_LOST = "ranks were lost, and with them the parts of these weights that had come: send all of them again"
 LONG_S = 1800.0
 """For reading weights, and all else that is no step."""
 

@@ -6,10 +6,15 @@ The noise is that of `pawl.gpu.sampling.noise`, to the last bits of its logarith
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pawl.gpu.grammars.rows import Ruled, unpacked
+from pawl.gpu.native.bindings import Library, load_library
+from pawl.gpu.native.build import NativeUnavailable
+from pawl.gpu.native.pointers import pointer
 from pawl.gpu.sampling.draws import Scores
 from pawl.gpu.sampling.mixing import SPREAD, mix32
 from pawl.gpu.sampling.parameters import DrawParameters
@@ -20,10 +25,14 @@ from pawl.lifecycle.step import Bools, Float32s, Int32s
 Int64s = NDArray[np.int64]
 _COLUMNS = 512
 """Into which a row is cut at the least, where a few of its largest values are looked for."""
-_FEW = 256
-"""Tokens that are looked at for top-p before all are."""
-_STEPS, _LAST = 16, 1023
-"""Of a logit; and the one that everything further down belongs to."""
+_RARE = (1 << 31) // 256
+"""A word of noise below it, as one of 256 is: the others make less than 5.55 of noise."""
+_BEHIND = -8.5
+"""A token that is so far behind the likeliest needs more than that: the least noise is -2.82."""
+_MOST = 4
+"""Of more than one of so many tokens the noise is made for all: in turn, that is faster."""
+_NEAR = 1e-9
+"""Of the mass: sums in double precision differ by less, whatever their order."""
 
 
 # ---- masks ----
@@ -129,39 +138,63 @@ def _drawn(scaled: Float32s, parameters: DrawParameters, row: int) -> int:
     if top_k > 0:
         tokens = _likeliest(scaled, top_k)
         return _drawn_sorted(scaled[tokens], tokens, parameters, row)
+    contenders = _contenders(scaled, parameters.keys[row])
+    values = scaled if len(contenders) == len(scaled) else scaled[contenders]
+    perturbed = gumbel(parameters.keys[row], contenders)
+    perturbed += values
     if parameters.top_p[row] < 1:
-        return _drawn_nucleus(scaled, parameters, row)
-    perturbed = gumbel(parameters.keys[row], np.arange(len(scaled), dtype=np.uint32))
-    perturbed += scaled
+        if min_p > 0:
+            perturbed[np.exp(values) < min_p] = -np.inf
+        return _first_of_nucleus(scaled, contenders, perturbed, parameters, row)
     if min_p > 0:
-        perturbed[scaled < np.log(min_p)] = -np.inf
-    return int(perturbed.argmax())
+        perturbed[values < np.log(min_p)] = -np.inf
+    return int(contenders[perturbed.argmax()])
 
 
-def _drawn_nucleus(scaled: Float32s, parameters: DrawParameters, row: int) -> int:
-    """With top-p: among few tokens, if these have the mass."""
+def _contenders(scaled: Float32s, key: Int32s) -> NDArray[np.uint32]:
+    """Tokens, rising, that can win by noise of this key [2]: they are near the likeliest or have much of it. All, where
+    most are near it, or there are no kernels that know which have."""
+    library, everybody = _library(), len(scaled)
+    if library is not None:
+        first, second = key.view(np.uint32).tolist()
+        tokens = np.empty(everybody, np.uint32)
+        count = library.contenders(pointer(scaled), everybody, first, second, _RARE, _BEHIND, pointer(tokens))
+        if count * _MOST < everybody:
+            return tokens[:count]
+    return np.arange(everybody, dtype=np.uint32)
+
+
+@cache
+def _library() -> Library | None:
+    try:
+        return load_library()
+    except NativeUnavailable:
+        return None
+
+
+def _first_of_nucleus(
+    scaled: Float32s, contenders: NDArray[np.uint32], perturbed: Float32s, parameters: DrawParameters, row: int
+) -> int:
+    """With top-p: the winner, unless likelier tokens have the mass without it; then the first behind it of which that
+    is not so. `perturbed`, of the contenders, is changed."""
+    likeliest, token = int(scaled.argmax()), int(contenders[perturbed.argmax()])
+    if token == likeliest:
+        return token
     weights = np.exp(scaled)
     total = weights.sum(dtype=np.float64)
     wanted = parameters.top_p[row] * total
-    tokens = _likeliest(scaled, _FEW)
-    if not _have(weights[tokens], wanted):
-        tokens = _likeliest_with(scaled, weights, wanted)
-        if not _have(weights[tokens], wanted):  # by a last bit
+    while token != likeliest:
+        value = scaled[token]
+        mass = weights[np.concatenate((scaled[:token] >= value, scaled[token:] > value))].sum(dtype=np.float64)
+        if abs(mass - wanted) < _NEAR * total:  # the order in which they are added up decides
             tokens = _likeliest(scaled, len(scaled))
-    return _drawn_sorted(scaled[tokens], tokens, parameters, row, total)
-
-
-def _have(weights: Float32s, wanted: np.float64) -> bool:
-    """Whether these have so much together, added up as for the draw: then more of them would change nothing."""
-    return bool(weights.cumsum(dtype=np.float64)[-1] >= wanted)
-
-
-def _likeliest_with(scaled: Float32s, weights: Float32s, wanted: np.float64) -> Int64s:
-    """As many of the likeliest tokens, falling, as have this weight together, and a few more."""
-    places = np.minimum(scaled * np.float32(-_STEPS), np.float32(_LAST)).astype(np.int32)
-    reached = np.bincount(places, weights).cumsum()
-    tokens = np.flatnonzero(places <= np.searchsorted(reached, wanted))
-    return tokens[np.argsort(-scaled[tokens], kind="stable")]
+            return _drawn_sorted(scaled[tokens], tokens, parameters, row, total)
+        if mass < wanted:
+            return token
+        values = scaled[contenders]
+        perturbed[(values < value) | ((values == value) & (contenders >= token))] = -np.inf
+        token = int(contenders[perturbed.argmax()])
+    return token
 
 
 def _drawn_sorted(

@@ -10,21 +10,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import msgspec
 
 from pawl.bench.client import Client, HttpError
 from pawl.bench.events import DONE, event_data
 from pawl.bench.measures import Sample
+from pawl.bench.routes import PATHS, Route
 from pawl.bench.workload import Workload
 
-Route: TypeAlias = Literal["completions", "chat", "generate"]
-PATHS: dict[Route, str] = {
-    "completions": "/v1/completions",
-    "chat": "/v1/chat/completions",
-    "generate": "/generate",
-}
 WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not")
 """Common words: about one token each in every vocabulary, for routes that take only text."""
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from pawl.bench.measures import Sample, Summary, record, summarise, tables
-from pawl.bench.online import PATHS, Plan, run_load
+from pawl.bench.routes import PATHS
 from pawl.bench.workload import Workload
 from pawl.commands.failures import CommandFailed, UsageError
 from pawl.commands.numbers import finite
 from pawl.commands.settings import SERVER_ONLY, SHOWN_FOR_LOAD, prepared, running_engine
 from pawl.flags import add_flags
-from pawl.logs import progress
+
+if TYPE_CHECKING:
+    from pawl.bench.measures import Sample, Summary
+    from pawl.bench.online import Plan
 
 TABLE_WIDTH = 100
 """Columns that the tables take."""
 
-Run = Callable[[Callable[[int], None]], tuple[list[Sample], float]]
+Run: TypeAlias = "Callable[[Callable[[int], None]], tuple[list[Sample], float]]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     summary, settings = (_offline if arguments.kind == "offline" else _online)(arguments, workload)
     _print(summary)
     if arguments.json:
+        from pawl.bench.measures import record
+
         settings |= {"workload": workload}
         arguments.json.write_bytes(record(arguments.kind, settings, summary) + b"\n")
     return 1 if summary.num_failed else 0
@@ -107,6 +110,10 @@ def _offline(arguments: argparse.Namespace, workload: Workload) -> tuple[Summary
 
 
 def _online(arguments: argparse.Namespace, workload: Workload) -> tuple[Summary, dict[str, Any]]:
+    import asyncio
+
+    from pawl.bench.online import run_load
+
     plan = plan_of(arguments)
     try:
         summary = _measured(workload, lambda advance: asyncio.run(run_load(plan, workload, advance)))
@@ -124,6 +131,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         raise UsageError("--concurrency, --rate and --time-limit-s must be above zero")
     if arguments.vocabulary_size < 2:
         raise UsageError("--vocabulary-size must be 2 or more")
+    from pawl.bench.online import Plan
+
     return Plan(
         url=arguments.url,
         route=arguments.route,
@@ -138,6 +147,9 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 
 def _measured(workload: Workload, run_once: Run) -> Summary:
+    from pawl.bench.measures import summarise
+    from pawl.logs import progress
+
     with progress("requests", workload.num_prompts) as advance:
         samples, seconds = run_once(advance)
     return summarise(samples, seconds)
@@ -145,6 +157,8 @@ def _measured(workload: Workload, run_once: Run) -> Summary:
 
 def _print(summary: Summary) -> None:
     from rich.console import Console
+
+    from pawl.bench.measures import tables
 
     console = Console()
     # Into a file or a pipe there is no width to fit.

@@ -12,16 +12,17 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pawl.commands.failures import UsageError
 from pawl.commands.numbers import finite
-from pawl.exploration import CELLS, Totals
+from pawl.exploration import ANY, CELLS, Totals
 from pawl.exploration.fixed import add_flags, given
-from pawl.exploration.processes import Clock, Watcher, follow, gather, tell
 from pawl.exploration.subjects import SUBJECTS
 from pawl.exploration.summary import as_json, lines
-from pawl.exploration.task import ANY, UNSTEADY, Task, workload_of
-from pawl.logs import progress
+
+if TYPE_CHECKING:
+    from pawl.exploration.task import Task
 
 MOST_FAULTS = 3
 
@@ -102,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.workers = len(os.sched_getaffinity(0))
     if arguments.workers <= 0 or (arguments.faults is not None and arguments.faults < 0):
         raise UsageError("--workers must be above zero, --faults at least 0")
+    from pawl.exploration.processes import tell
+
     began = time.monotonic()
     task = task_of(arguments, seed, began)
     _load_own(task)
@@ -119,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
     """What one process does."""
+    from pawl.exploration.task import Task
+
     fixed, of_requests = given(arguments)
     return Task(
         seed=seed,
@@ -142,6 +147,7 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
 def _load_own(task: Task) -> None:
     """Load the parts of the engine that are the user's own, and see whether there is anything to explore with what was
     fixed. Raises UsageError, or CommandFailed for a file that holds no scenario."""
+    from pawl.exploration.task import workload_of
     from pawl.testing.plugins import know_all
     from pawl.testing.shape import Shape
 
@@ -154,6 +160,9 @@ def _load_own(task: Task) -> None:
 
 def _explore(task: Task, arguments: argparse.Namespace) -> tuple[Totals, str]:
     """In as many processes as asked for; the first counterexample ends them all and is told as text."""
+    from pawl.exploration.processes import Clock, Watcher, follow, gather
+    from pawl.logs import progress
+
     count, output = arguments.workers, arguments.output
 
     def found(text: str) -> None:
@@ -169,6 +178,8 @@ def _explore(task: Task, arguments: argparse.Namespace) -> tuple[Totals, str]:
 
 
 def _print(totals: Totals, seconds: float, seed: int, text: str, output: Path) -> None:
+    from pawl.exploration.task import UNSTEADY
+
     print(
         f"{totals.schedules:,} schedules of {totals.workloads:,} workloads, {totals.deliveries:,} messages delivered "
         f"in {seconds:.1f} s: {totals.deliveries / seconds:,.0f} deliveries/s; seed {seed}"

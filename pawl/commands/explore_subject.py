@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from pawl.actors.simulation.choice import Diverged
 from pawl.commands.failures import CommandFailed, UsageError
+from pawl.exploration import ANY
 from pawl.exploration.processes import Clock
-from pawl.exploration.task import ANY
 from pawl.logs import progress
 from pawl.testing.subject.exploring import Found, Saved, replay_found
 from pawl.testing.subject.registry import load_subject

@@ -12,7 +12,6 @@ import msgspec
 from pawl.commands.failures import UsageError
 from pawl.commands.settings import SERVER_ONLY, SHOWN_ALONE, add_sampling_flags, prepared, running_engine, sampling_of
 from pawl.flags import add_flags
-from pawl.logs import progress
 
 if TYPE_CHECKING:
     from pawl.engine import Completion
@@ -33,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every answer, in the order of the prompts."""
+    from pawl.logs import progress
+
     prompts = read_prompts(arguments)
     config = prepared(arguments, quiet=True)
     drafts: list[Any] = (

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pawl.commands.failures import CommandFailed
 from pawl.commands.trace import add_trace, open_trace
-from pawl.logs import progress
 
 if TYPE_CHECKING:
     from pawl.lifecycle.trace.reader import TraceReader
@@ -173,6 +172,7 @@ def _replay_schedule(path: Path) -> int:
 
 def _show(scenario: Scenario, path: Path) -> int:
     """Explore a scenario until what was recorded shows. 0: it does, or nothing was wrong and nothing is."""
+    from pawl.logs import progress
     from pawl.testing.scenario import show
 
     _load_own(scenario.workload.shape)

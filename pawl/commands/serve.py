@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pawl.build.hosts.layout import NO_KEYS
 from pawl.commands.failures import UsageError
 from pawl.commands.node import join
 from pawl.commands.settings import prepared
@@ -47,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--nodes {arguments.nodes}: {told}{'' if config.head_serves else ' with the head'}")
         config = msgspec.structs.replace(config, nodes=nodes)
         if launched.rank > 0:
+            from pawl.build.hosts.layout import NO_KEYS
+
             if config.keys is None:
                 raise UsageError(NO_KEYS)
             return join(arguments.listen, config.keys, config.node_timeout_s, place=launched.rank - 1)

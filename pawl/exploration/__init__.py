@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from pawl.testing.exploring import Outcome
 
+ANY = "any"
+"""Of a policy, of a cache: all take turns."""
 CELLS = {
     "overlap-mixed": ("overlap", True),
     "overlap": ("overlap", False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import typing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -28,36 +28,30 @@ def flag_of(name: str) -> str:
     return f"--{RENAMED.get(name, name).replace('_', '-')}"
 
 
-class Fixable(NamedTuple):
-    """A field that can be fixed."""
-
-    type: Any
-    feature: str
-    """The first that draws it."""
-
-
-def fields() -> tuple[dict[str, Fixable], dict[str, Fixable]]:
-    """Fields of the server, and those of a request."""
+def fields() -> tuple[dict[str, str], dict[str, str]]:
+    """Fields of the server, and those of a request, each with the first feature that draws it."""
     from pawl.features import request, server
-    from pawl.testing.shape import Shape
-    from pawl.testing.workload import Arrival
 
-    found = []
-    for struct, features in ((Shape, server.FEATURES), (Arrival, request.FEATURES)):
-        drawn_by = {name: feature.name for feature in reversed(features) for name in feature.fields}
-        infos = [info for info in msgspec.structs.fields(struct) if info.name in drawn_by.keys() - OTHERWISE - LISTS]
-        found.append({info.name: Fixable(info.type, drawn_by[info.name]) for info in infos})
-    return found[0], found[1]
+    of_server, of_request = (
+        {
+            name: feature.name
+            for feature in reversed(features)
+            for name in feature.fields
+            if name not in OTHERWISE | LISTS
+        }
+        for features in (server.FEATURES, request.FEATURES)
+    )
+    return of_server, of_request
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags, in groups of their own."""
-    for title, names in zip(("the server", "every request"), fields(), strict=True):
+    for title, names, value in zip(("the server", "every request"), fields(), (_of_server, _of_request), strict=True):
         group = parser.add_argument_group(f"features of {title}, drawn where they are not given")
-        for name, (kind, feature) in names.items():
+        for name, feature in sorted(names.items()):
             group.add_argument(
                 flag_of(name),
-                type=partial(_value, kind),
+                type=partial(value, name),
                 default=argparse.SUPPRESS,
                 dest=PREFIX + name,
                 metavar="X",
@@ -65,8 +59,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def _value(kind: Any, word: str) -> Any:
-    """The value that a word means. Raises ArgumentTypeError."""
+def _of_server(name: str, word: str) -> Any:
+    from pawl.testing.shape import Shape
+
+    return _value(Shape, name, word)
+
+
+def _of_request(name: str, word: str) -> Any:
+    from pawl.testing.workload import Arrival
+
+    return _value(Arrival, name, word)
+
+
+def _value(struct: type[msgspec.Struct], name: str, word: str) -> Any:
+    """The value of this field that a word means. Raises ArgumentTypeError."""
+    kind = next(info.type for info in msgspec.structs.fields(struct) if info.name == name)
     try:
         return msgspec.convert(None if word.lower() == NONE and _optional(kind) else word, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from pawl.commands.failures import CommandFailed, UsageError
-from pawl.exploration import CELLS, Totals
+from pawl.exploration import ANY, CELLS, Totals
 from pawl.features.row import Seeded
 from pawl.memory.prefix.select import CACHES
 
@@ -33,7 +33,6 @@ CONTENTION, SCARCITY, APART = 0.2, 0.3, 0.15
 are computed elsewhere."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
-ANY = "any"
 NEEDS_A_CACHE = frozenset(
     {"eviction", "host_pages", "storage_pages", "write_policy", "window", "cache_core", "prefillers"}
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pawl.actors.control.adapters import NAMES
 from pawl.features.row import Feature, Source
 from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
@@ -85,6 +84,8 @@ def _monotonous(source: Source, values: Values) -> dict[str, Any]:
 
 def _with_adapter(source: Source, values: Values) -> dict[str, Any]:
     """One of few names, sent when those that are loaded first have been."""
+    from pawl.actors.control.adapters import NAMES  # and with it all control messages: not for a help page
+
     name = source.pick(("", *NAMES)) if values[LORAS] else ""
     return {"adapter": name, "at_s": values.get("at_s") or (0.001 if name else 0.0)}
 

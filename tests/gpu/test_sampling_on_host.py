@@ -89,6 +89,51 @@ def test_few_tokens_are_looked_at_and_the_same_are_found_as_among_all_sorted(kin
         assert on_host.draw(logits.copy(), parameters).tolist() == wanted
 
 
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize(
+    "given", [{}, {"temperature": 0.2}, {"min_p": 0.02}, {"top_p": 0.9}, {"top_p": 0.5, "min_p": 0.1}]
+)
+def test_who_can_win_is_known_before_the_noise_is_made(
+    kind: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draw among those that the kernels name is the draw among all."""
+    count, size = 40, 20_011
+    random = np.random.default_rng(7)
+    logits = ROWS[kind](random, (count, size)).astype(np.float32)
+    logits[:, 1] = 0
+    named = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | given
+    keys = random.integers(-(2**31), 2**31, (count, 2)).astype(np.int32)
+    parameters = DrawParameters(**columns_of(named, count), keys=keys)
+    drawn = on_host.draw(logits.copy(), parameters)
+    monkeypatch.setattr(on_host, "_library", lambda: None)
+    assert on_host.draw(logits.copy(), parameters).tolist() == drawn.tolist()
+
+
+def test_few_can_win() -> None:
+    random = np.random.default_rng(8)
+    scaled = random.normal(size=20_011).astype(np.float32) * 6
+    scaled -= scaled.max()
+    key = random.integers(-(2**31), 2**31, 2).astype(np.int32)
+    few = on_host._contenders(scaled, key)
+    noise = on_host.gumbel(key, np.arange(len(scaled), dtype=np.uint32))
+    assert len(few) < 500
+    assert set(np.flatnonzero((scaled >= -8.5) | (noise > 5.55))) <= set(few)
+    assert (np.diff(few.astype(np.int64)) > 0).all()
+
+
+def test_a_sum_that_is_too_near_is_made_in_order() -> None:
+    """One of 256 equally likely tokens is as much as 255/256 allows, whatever is drawn."""
+    keys = np.random.default_rng(2).integers(-(2**31), 2**31, (400, 2)).astype(np.int32)
+    named = {"temperature": 1.0, "top_k": 0, "top_p": 255 / 256, "min_p": 0.0}
+    drawn = on_host.draw(np.zeros((400, 256), np.float32), DrawParameters(**columns_of(named, 400), keys=keys))
+    plain = on_host.draw(
+        np.zeros((400, 256), np.float32), DrawParameters(**columns_of(named | {"top_p": 1.0}, 400), keys=keys)
+    )
+    assert 255 in plain
+    assert 255 not in drawn
+    assert np.array_equal(drawn[plain != 255], plain[plain != 255])
+
+
 def columns_of(named: dict[str, Any], count: int) -> dict[str, Any]:
     """Parameters of so many equal rows."""
     return {name: np.full(count, value, np.int32 if name == "top_k" else np.float32) for name, value in named.items()}
