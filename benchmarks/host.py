@@ -3,7 +3,8 @@
     python -m benchmarks.host
 
 The worker is replaced by a constant; trace records are made *and encoded* inside the timed part, although a server
-encodes them in another thread. Peers, where installed, do the same work in their own interpreter in the same run.
+encodes them in another thread. The prefix cache has the core that a server has: the compiled one, where it was built.
+Peers, where installed, do the same work in their own interpreter in the same run.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Sink:
 class Bench:
     """A loop whose worker always answers token 7."""
 
-    def __init__(self, rows: int, *, pacing: str = "lockstep", trace: bool = True, chunk: int = 8192) -> None:
+    def __init__(
+        self, rows: int, *, pacing: str = "lockstep", trace: bool = True, chunk: int = 8192, core: str = "auto"
+    ) -> None:
         self.sink = Sink()
         self.bytes = 0
         journal = Journal(self._encode if trace else None)
@@ -69,6 +72,7 @@ class Bench:
             max_queued=2048,
             prefill_chunk=chunk,
             pacing=pacing,
+            cache_core=core,
         )
         self.loop: Loop = make_loop(config, self.sink, journal)
         self._sevens = np.full(max(rows, 1024), 7, np.int32)
@@ -121,12 +125,12 @@ def decode_us(rows: int, *, trace: bool = True, pacing: str = "lockstep") -> Spr
     return repeat(measure, 9)
 
 
-def admission_us() -> Spread:
+def admission_us(core: str = "auto") -> Spread:
     """Microseconds a request: 1,000 prompts of 512 tokens, half of them shared, until all are prefilled."""
     offered = prompts(1000, 512, 256)
 
     def measure() -> float:
-        bench = Bench(1024)
+        bench = Bench(1024, core=core)
         with quiet():
             start = time.perf_counter_ns()
             for prompt in offered:
@@ -159,6 +163,7 @@ def main() -> None:
     results.append(
         Result("admission of one of 1,000", admission_us(), "us", "vLLM", peer.get("admission"), ADMISSION_GOAL_US)
     )
+    results.append(Result("admission, the cache's core in Python", admission_us("python"), "us"))
     print(table("Host path, one step (model left out)", results))
     print(f"written to {write_json(results, 'bench-host.json')}")
 

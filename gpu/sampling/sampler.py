@@ -23,7 +23,7 @@ from pawl.gpu.sampling.operations import operations_on
 from pawl.gpu.sampling.parameters import DrawParameters
 from pawl.gpu.sampling.rivals import Rivals
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from pawl.lifecycle.step import Int32s, SlotAssignment
+from pawl.lifecycle.step import Bools, Int32s, SlotAssignment
 
 
 class Sampler:
@@ -94,13 +94,17 @@ class Sampler:
 
     def plainly_greedy(self, slots: Int32s) -> bool:
         """Whether every one of these rows only wants the largest of its logits as they are, and nothing else."""
-        special = self._penalised[slots] | self._biased[slots] | self._scored[slots] | self._short(slots)
+        special = self._changed(slots) | self._scored[slots]
         return bool((self._greedy[slots] & ~special).all())
+
+    def _changed(self, slots: Int32s) -> Bools:
+        """Whose logits are adjusted before a token is chosen."""
+        return self._penalised[slots] | self._biased[slots] | self._short(slots)
 
     def _stop_tokens(self, slot: int) -> Int32s:
         return self._stops[slot, : self._num_stops[slot]].astype(np.int32)
 
-    def _short(self, slots: Int32s) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _short(self, slots: Int32s) -> Bools:
         return self._num_output[slots] < self._min_output[slots]
 
     def record_greedy(self, slots: Int32s, counts: Int32s | int = 1) -> None:
@@ -117,8 +121,7 @@ class Sampler:
         if ruled is not None:
             self._operations.apply_masks(logits, ruled)
         scored_rows = np.flatnonzero(self._scored[slots]).astype(np.int32)
-        # A copy: what follows changes the logits, and the scores are of the logits as they came.
-        plain = logits[upload(scored_rows.astype(np.int64), self.device)] if len(scored_rows) else None
+        plain = self._to_score(logits, slots, scored_rows) if len(scored_rows) else None
         self._adjust(logits, slots, ruled)
         tokens = self._choose(logits, slots, positions)
         self._num_output[slots] += 1
@@ -130,6 +133,12 @@ class Sampler:
         columns = self._rivals.columns(slots[scored_rows])
         chosen = tokens[upload(scored_rows.astype(np.int64), self.device)]
         return Draws(tokens, scored_rows, self._operations.score(plain, chosen, columns), usable)
+
+    def _to_score(self, logits: Any, slots: Int32s, rows: Int32s) -> Any:
+        """The logits of these rows as they came: a copy, unless nothing that follows changes any."""
+        if len(rows) == len(slots) and (self._greedy[slots] & ~self._changed(slots)).all():
+            return logits
+        return logits[upload(rows.astype(np.int64), self.device)]
 
     def _adjust(self, logits: Any, slots: Int32s, ruled: Ruled | None) -> None:
         """Penalties, bias and barred stop tokens, in place."""

@@ -281,6 +281,27 @@ def test_named_tokens_are_scored_after_the_likeliest_of_their_own_row(device: st
         np.testing.assert_allclose(logprobs.top[row, : len(tokens)], expected[tokens], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "adjusted",
+    [
+        {},
+        {"logit_bias": {8: 50.0}},
+        {"presence_penalty": 1.5},
+        {"min_new_tokens": 2, "stop_token_ids": (6,)},
+        {"temperature": 0.3, "seed": 2},
+    ],
+)
+def test_where_all_rows_are_scored_it_is_by_the_logits_as_they_came(adjusted: dict[str, Any]) -> None:
+    sampling = SamplingParameters(**{"temperature": 0.0, "top_logprobs": 2} | adjusted)
+    sampler = sampler_of(sampling, sampling, histories=dict.fromkeys((0, 1), ([6], 0)))
+    draws = sampler.sample(rows(2), int32(0, 1), int32(0, 0))
+    logprobs, expected = draws.logprobs(), np.log(softmax())
+    assert logprobs is not None
+    assert logprobs.top_tokens.tolist() == [[6, 0]] * 2
+    np.testing.assert_allclose(logprobs.top, [expected[[6, 0]]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(logprobs.chosen, expected[draws.tokens.numpy()], rtol=1e-5)
+
+
 def test_a_slot_forgets_the_names_of_the_request_before() -> None:
     sampler = sampler_of(SamplingParameters(temperature=0.0, top_logprobs=0, token_ids_logprob=(2,)))
     again = SlotAssignment(0, SamplingParameters(temperature=0.0, top_logprobs=1), 0, int32(), 0)
