@@ -22,7 +22,6 @@ CONTEXT = "context"
 """Not a field: tokens that one request may ask for."""
 BEFORE = "before"
 """Not a field: prompts of the requests drawn before."""
-
 TIERS = "tiers"
 """Not a field: whether the server has pages below the device. What was said long ago is fetched from there when it is
 said again."""
