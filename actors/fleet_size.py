@@ -57,8 +57,10 @@ class FleetSize:
         self._left = left
         self._is_busy = is_busy
         self._num_open = num_open
-        self._since, self._looked_at = Since(), self.wanted
-        """What the look before has found of so many replicas."""
+        self._since, self._looked_at = Since(), (self.wanted, rule)
+        """What the look before has found of so many replicas, by which rule."""
+        self._refused = False
+        """No more could be started, and the load has been high ever since."""
         self._look_due = False
         """`LookAgain` is to come."""
         self._grace_s = GRACE_S
@@ -97,15 +99,18 @@ class FleetSize:
 
     def look(self) -> None:
         """The load has changed, or time has passed."""
-        now, rule = self._actor.context.now(), self.rule
+        now, rule, num_open = self._actor.context.now(), self.rule, self._num_open()
+        self._refused = self._refused and num_open >= rule.at * self.wanted
         if not self.on_load or self.why_fixed():
             rule = rule._replace(least=self.wanted, most=self.wanted)
-        since = self._since if self._looked_at == self.wanted else Since()
-        verdict = self.decide(rule, since, now, self.wanted, self._num_open())
+        elif self._refused:
+            rule = rule._replace(most=self.wanted)
+        since = self._since if self._looked_at == (self.wanted, rule) else Since()
+        verdict = self.decide(rule, since, now, self.wanted, num_open)
         if verdict.wanted != self.wanted:
             log.info("the load asks for another number of replicas", replicas=verdict.wanted, before=self.wanted)
             self._set(verdict.wanted, GRACE_S)
-        self._since, self._looked_at = verdict.since, verdict.wanted
+        self._since, self._looked_at = verdict.since, (verdict.wanted, rule)
         if verdict.due is not None and not self._look_due:
             self._look_due = True
             self._actor.context.after(verdict.due - now, LookAgain())
@@ -166,6 +171,7 @@ class FleetSize:
         while self.num_missing > 0 and not why_not:
             why_not = self._add()
             self.num_starting += not why_not
+        self._refused = bool(why_not)
         if why_not:
             log.error("a replica cannot be started", reason=why_not)
             self.settle_for_less()

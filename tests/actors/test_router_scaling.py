@@ -293,3 +293,21 @@ def test_the_trace_of_one_that_owes_an_answer_and_has_no_requests_is_whole() -> 
     context.advance(0.0)
     (gone,) = {0, 1} - set(router.replicas)
     assert Replica(names_of(gone)).left(whole=True) in context.take(FRONT.gateway)
+
+
+def test_a_load_by_which_none_could_be_started_asks_again_once_it_has_been_lower() -> None:
+    router, context, starts = routed(1, at=2)
+    starts.why_not = "no memory"
+    for request in (1, 2, 3):
+        router.receive(asked(request))
+        opens(router, request, 0)
+    context.advance(2.0)
+    assert router.fleet.size.wanted == 1
+    starts.why_not = ""
+    context.advance(60.0)
+    assert starts.num_added == 0
+    for request in (1, 2):
+        ends(router, request, 0)
+    router.receive(asked(4))
+    context.advance(2.0)
+    assert starts.num_added == 1
