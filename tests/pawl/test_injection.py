@@ -28,7 +28,7 @@ from pawl.testing.shape import Shape
 from pawl.testing.workload import Arrival, Control, Workload
 from tests.mutants.mutant import Edit, Group, Mutant, planted
 
-NUM_SAMPLED = 60
+NUM_SAMPLED = 36
 NIGHTLY = settings().max_examples > 1000
 
 

@@ -78,7 +78,7 @@ def test_a_run_of_which_nobody_judged_the_end_has_failed() -> None:
 @pytest.mark.parametrize("name", ACTORS)
 def test_when_an_actor_crashes_everybody_is_answered(name: str) -> None:
     crashes, faults = 0, Faults(crash=1, may_crash=(name,))
-    for seed in range(6):
+    for seed in range(4):
         tiers = {"host_pages": 4, "cache": "radix", "window": None, "prefillers": 0} if name == NAMES.storage else {}
         workload = Workload.random(seed, replicas=1, **tiers)
         outcome = explore_workload(workload, "random", 4, seed=seed, faults=faults, shrink=False)
@@ -90,7 +90,7 @@ def test_when_an_actor_crashes_everybody_is_answered(name: str) -> None:
 @pytest.mark.parametrize("grace_s", [None, 0.0, 0.2])
 def test_an_engine_that_ends_at_work_answers_everybody(grace_s: float | None) -> None:
     drained = 0
-    for seed in range(6):
+    for seed in range(4):
         workload = msgspec.structs.replace(Workload.random(seed), closing=Closing(after_tokens=1, grace_s=grace_s))
         outcome = explore_workload(workload, "pct", 4, seed=seed, shrink=False)
         assert outcome.found is None, str(outcome.found)
