@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pawl.lifecycle.properties.base import Property, Violation, on
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.dispatch import KINDS, Kind
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Answered, AnswersClosed, Record
@@ -23,6 +24,11 @@ class TimeOrder(Property):
 
     def __init__(self) -> None:
         self._newest = self._newest_answer = float("-inf")
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        """One that goes on from a lost replica arrives without a time: its age is not recorded."""
+        self._newest = max((arrival.time for arrival in beginning.arrivals), default=self._newest)
+        return ()
 
     @on(Answered, AnswersClosed)
     def _of_the_gateway(self, record: Answered | AnswersClosed, history: History) -> Sequence[Violation]:

@@ -20,11 +20,13 @@ from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.properties.steps import Malformed
+from pawl.lifecycle.properties.time_order import TimeOrder
 from pawl.lifecycle.properties.turns import FairMicroBatches
 from pawl.lifecycle.properties.weight_groups import WeightGroups
 from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
+    Idled,
     Record,
     StepPlanned,
     StepRolledBack,
@@ -330,3 +332,14 @@ def test_groups_that_were_joined_before_a_checkpoint_may_be_left_after_it() -> N
     beginning: Any = SimpleNamespace(weights=SimpleNamespace(state=WEIGHTS.start), groups=groups)
     property.begin(beginning, history)
     assert not property.methods[WeightGroupMoved](property, moved, history)
+
+
+def test_an_arrival_before_a_checkpoint_may_have_no_time_of_its_own() -> None:
+    """What goes on from a lost replica is written out without: its age is not recorded."""
+    arrival = next(each for each in STORY.records if isinstance(each, Submitted))
+    arrivals = [msgspec.structs.replace(arrival, time=time) for time in (0.5, 0.0)]
+    property, history = TimeOrder(), History()
+    history.advance(STORY.records[0])
+    beginning: Any = SimpleNamespace(started=STORY.records[0], arrivals=arrivals)
+    assert property.begin(beginning, history) == ()
+    assert [len(property.observe(Idled(time), history)) for time in (0.4, 0.5, 0.6)] == [1, 0, 0]
