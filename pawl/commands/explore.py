@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # For the processes that this command starts.
     parser.add_argument("--stride", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--ends", type=finite, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--ends", type=float, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--report", action="store_true", help=argparse.SUPPRESS)
     parser.epilog = "exit status: 0 no property failed, 1 one did"
 

@@ -32,7 +32,8 @@ def words(seed: int) -> list[str]:
     chosen = chance.sample(sorted(server), chance.choice((1, 2, 3, 4))) + chance.sample(
         sorted(request), chance.choice((0, 0, 1, 2))
     )
-    flags = [f"{flag_of(name)}={_value(name, (server | request)[name].type, chance)}" for name in chosen]
+    kinds = {info.name: info.type for struct in (Arrival, Shape) for info in msgspec.structs.fields(struct)}
+    flags = [f"{flag_of(name)}={_value(name, kinds[name], chance)}" for name in chosen]
     return [*flags, "--cell", chance.choice(CELLS), "--cache", chance.choice(("any", "any", "radix", "none"))]
 
 

@@ -155,7 +155,7 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
 
 
 @pytest.mark.parametrize(
-    "part", some_by_night(FAULTS, {"policy:Unfair", "cache:Invents", "cache:Loses", "cache:Hides"})
+    "part", some_by_night(FAULTS, {"policy:Unfair", "cache:Invents", "cache:Loses", "cache:Hides", "scheduler:Trips"})
 )
 def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
     part: str, parts: Path, capsys: pytest.CaptureFixture[str]

@@ -311,8 +311,9 @@ def test_a_server_that_does_not_answer_is_a_failure_and_a_wrong_call_one_of_usag
     assert main(["top", "--once", "--url", f"http://127.0.0.1:{port}"]) == 1
     assert "refused" in capsys.readouterr().err
     assert main(["top", "--interval", "0"]) == 2
-    assert main(["top", "--interval", "nan"]) == 2
     assert main(["top", "--url", "nonsense"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["top", "--interval", "nan"])
 
 
 def test_who_may_not_list_requests_sees_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
