@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import socket
 import struct
@@ -149,4 +150,11 @@ def test_what_is_no_message_is_counted_and_ends_the_wire(tmp_path: Path) -> None
     assert link.heard == [[]]
     assert link.hung == ["a message of 0 frames"]
     stranger.close()
+    sockets.close()
+
+
+def test_where_there_is_no_wire_nothing_is_looked_after() -> None:
+    sockets = Sockets()
+    # A time an hour after the start of the machine is past, and a wait that is over at once keeps a core busy.
+    assert sockets._tick() == math.inf
     sockets.close()

@@ -9,7 +9,9 @@ is it the thread here that waits until it does.
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -51,7 +53,7 @@ class Sockets:
         """The pipe is: its numbers may be somebody else's by now."""
         self._changed = True
         """Wires are to be looked after, and what is polled may not be what should be."""
-        self._poller: Any = zmq.Poller()
+        self._poller: Any = select.poll()
         self._polled: dict[Any, SocketWire] = {}
         self._auth: Any = None
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
@@ -176,20 +178,21 @@ class Sockets:
         self._changed = False
         with self._lock:
             wires = list(self._wires)
-        due = min([wire.tick() for wire in wires if not wire.closed], default=FAR_S)
+        due = min([wire.tick() for wire in wires if not wire.closed], default=math.inf)
         for wire in wires:
             if wire.closed:
                 with self._lock:
                     self._wires.remove(wire)
                 wire.shut()
-        poller, polled = self._zmq.Poller(), {}
-        poller.register(self._reading, self._zmq.POLLIN)
         with self._lock:
-            for wire in self._wires:
-                for which, read, written in wire.polled():
-                    poller.register(which, self._zmq.POLLIN * read | self._zmq.POLLOUT * written)
-                    polled[which] = wire
-        self._poller, self._polled = poller, polled
+            waited_for = [(wire, *each) for wire in self._wires for each in wire.polled()]
+        # ZeroMQ's own takes several times as long to begin to wait, and whoever was just woken waits for that.
+        of_the_system = all(isinstance(which, int) for _, which, _, _ in waited_for)
+        poller = select.poll() if of_the_system else self._zmq.Poller()
+        poller.register(self._reading, select.POLLIN)
+        for _, which, read, written in waited_for:
+            poller.register(which, select.POLLIN * read | select.POLLOUT * written)
+        self._poller, self._polled = poller, {which: wire for wire, which, _, _ in waited_for}
         return due
 
     def _poll(self, timeout_s: float) -> list[SocketWire]:
