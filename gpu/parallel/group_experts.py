@@ -142,8 +142,12 @@ class GroupExperts:
 
     def switch(self, ticket: int) -> None:
         """See `PlacesExperts.switch`."""
-        planned, self._planned = self._planned, None
-        if planned is None or planned[0] != ticket:
-            raise WeightsRefused(f"no experts are to move under {ticket}")
-        self._group.switch_experts(ticket)
-        self.placement = planned[1]
+        planned = self._planned
+        try:
+            if planned is None or planned[0] != ticket:
+                raise WeightsRefused(f"no experts are to move under {ticket}")
+            self._group.switch_experts(ticket)
+            self.placement = planned[1]
+        finally:
+            # Not before: ranks drop what they have laid out as soon as they get something for the next map.
+            self._planned = None

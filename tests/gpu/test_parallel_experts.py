@@ -43,6 +43,23 @@ def test_experts_move_on_all_ranks_at_once_and_tokens_are_the_same() -> None:
         group.placing.switch(ticket)
 
 
+def test_nothing_is_laid_out_for_the_next_map_while_ranks_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread lays it out: a rank that hears of it before it has switched has nothing to switch to."""
+    group = group_of()
+    ticket, switch = planned(group), group.switch_experts
+    drawn(group)
+
+    def switching(ticket: int) -> None:
+        with pytest.raises(WeightsRefused, match="on their way"):
+            group.placing.stage()  # type: ignore[union-attr]
+        switch(ticket)
+
+    monkeypatch.setattr(group, "switch_experts", switching)
+    group.placing.switch(ticket)
+    assert maps(group) == [group.placing.placement] * 2
+    assert group.placing.placement != EXPERTS.placement
+
+
 def test_a_rank_that_does_not_switch_is_found_and_all_are_started_again_by_one_map() -> None:
     faults = Faults()
     group = group_of(faults)
