@@ -73,6 +73,15 @@ def processor_of(backend: Backend) -> str:
     return str(getattr(backend, "target", ""))
 
 
+def same_bits(processor: str, other: str) -> bool:
+    """Whether what is computed with one is, to the bit, what is computed with the other; see `processor_of`.
+
+    The compiled kernels have one order of sums wherever sums are fused, and so have numpy's logarithms of float32 on
+    x86 processors that have AVX2 (docs/decisions/0052-kernels-have-one-order-of-sums.md).
+    """
+    return processor == other or (processor.startswith("avx") and other.startswith("avx"))
+
+
 def copies_from(device: Device) -> Copies:
     """The way to the host from `device`."""
     if device is None or device.type != "cuda":

@@ -183,7 +183,7 @@ class GhostDraws:
 
     def _truncated(self, scaled: Float64s, slots: Int32s) -> Float64s:
         """Logits without the tokens that top-k, then top-p, then min-p leave out; the likeliest always stays."""
-        order = np.argsort(-scaled, axis=1)
+        order = np.argsort(-scaled, axis=1, kind="stable")
         values = np.take_along_axis(scaled, order, axis=1)
         values[np.arange(VOCABULARY_SIZE) >= self._top_k[slots, None]] = -np.inf
         weights = np.exp(values)

@@ -239,9 +239,11 @@ def gumbel(key: Int32s, tokens: NDArray[np.uint32]) -> Float32s:
     uniform *= np.float32(2.0**-31)
     uniform += np.float32(2.0**-32)
     np.minimum(uniform, np.float32(1.0 - 2.0**-24), out=uniform)
-    np.log1p(np.negative(uniform, out=uniform), out=uniform)
-    np.log(np.negative(uniform, out=uniform), out=uniform)
-    return np.negative(uniform, out=uniform)
+    # -log1p(-u) by the logarithm of a rounded 1 - u: numpy's own log1p has other last bits on other processors.
+    rest = np.float32(1) - uniform
+    lost = np.float32(1) - rest
+    waited = np.where(lost > 0, -np.log(rest) * (uniform / np.maximum(lost, np.float32(2.0**-24))), uniform)
+    return np.negative(np.log(waited, out=waited), out=waited)
 
 
 # ---- scores ----

@@ -34,7 +34,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     from pawl.gpu.dtypes import BFLOAT16, FLOAT32
     from pawl.gpu.pooling import Pooling
     from pawl.gpu.recompute import Recomputer
-    from pawl.gpu.select import processor_of
+    from pawl.gpu.select import processor_of, same_bits
     from pawl.gpu.weights.blocks import Weights
     from pawl.gpu.weights.fingerprint import weights_fingerprint
     from pawl.gpu.weights.source import load_blocks, load_weights, resolve_source
@@ -71,7 +71,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         grammars=_grammars(started, folds),
     )
     here = processor_of(recomputer.backend)
-    if here != processor:
+    if not same_bits(here, processor):
         raise CannotRecompute(f"the run was computed with {processor}, and here is {here}: last bits may differ")
     return recomputer
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,10 +18,13 @@ from hypothesis import strategies as st
 from pawl.gpu.sampling import on_host
 from pawl.gpu.sampling.mixing import row_keys
 from pawl.gpu.sampling.noise import all_tokens, gumbel
+from pawl.gpu.sampling.rivals import Columns
 from tests.gpu.driving import int32
 
 CPU = torch.device("cpu")
 EULER = 0.5772156649
+BEYOND_AVX2 = "X86_V4 AVX512F AVX512CD AVX512_KNL AVX512_KNM AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
+"""For which numpy may have other loops, by the names of all its releases; what it does not know is nothing to it."""
 
 
 def noise(seeds: list[int], positions: list[int], vocab_size: int) -> torch.Tensor:
@@ -93,3 +101,21 @@ def test_noise_is_its_definition_bit_for_bit(seed: int, position: int, token: in
     on_the_host = float(on_host.gumbel(keys[0], np.array([token], np.uint32))[0])
     expected = plain_gumbel(seed, position, token)
     assert (found, on_the_host) == pytest.approx((expected, expected), rel=1e-5, abs=1e-5)
+
+
+def noise_digest() -> str:
+    """Of the noise and the scores of many tokens, on the host."""
+    random = np.random.default_rng(5)
+    noise = [on_host.gumbel(key, np.arange(100_000, dtype=np.uint32)) for key in np.array([[1, 2], [-9, 3]], np.int32)]
+    logits = random.normal(size=(3, 50_000)).astype(np.float32) * 9
+    scores = on_host.score(logits, np.zeros(3, np.int64), Columns(5, None))
+    return hashlib.sha256(b"".join(map(np.ndarray.tobytes, (*noise, scores.chosen, scores.top)))).hexdigest()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere numpy asks the C library")
+def test_noise_and_scores_have_the_same_bits_on_lesser_processors() -> None:
+    """numpy chooses what computes by what the processor has; a trace from one may be computed again on another."""
+    lesser = os.environ | {"NPY_DISABLE_CPU_FEATURES": BEYOND_AVX2}
+    made = "from tests.gpu.test_noise import noise_digest; print(noise_digest())"
+    found = subprocess.run([sys.executable, "-c", made], env=lesser, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == noise_digest()

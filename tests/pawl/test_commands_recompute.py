@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -144,6 +145,14 @@ def test_a_run_that_promised_nothing_is_said_not_to_have_been_computed(
     status, told = audited(torch_run, capsys)
     assert status == 0
     assert "computed again: nothing; 13 requests of a run that does not promise the same bits" in told
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of other processors last bits may differ")
+def test_another_class_of_the_same_bits_is_no_other_processor(
+    served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = rewritten(served, tmp_path, lambda records: with_facts(records, processor="avx with something"))
+    assert audited(elsewhere, capsys)[0] == 0
 
 
 @pytest.mark.parametrize(
