@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from pawl.actors.answer_traces import AnswerTraces
 from pawl.actors.messages.replicas import (
     FromRouter,
@@ -18,6 +20,9 @@ from pawl.actors.open_requests import OpenRequests
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.trace_losses import Host, TraceLosses
 
+MOST_REASONS = 16
+"""That are told why replicas were not replaced."""
+
 
 class KnownReplicas:
     """Who had which request, and who leaves."""
@@ -25,8 +30,8 @@ class KnownReplicas:
     def __init__(self, host: Host, requests: OpenRequests, trace: AnswerTraces | None, losses: TraceLosses) -> None:
         self.counts: ReplicaCounts | None = None
         """None: there is no router."""
-        self.not_replaced: list[str] = []
-        """Why fewer serve than were started, one reason for each."""
+        self.not_replaced: deque[str] = deque(maxlen=MOST_REASONS)
+        """Why fewer serve than were started, one reason for each of the last."""
         self._host = host
         self._requests = requests
         self._trace = trace

@@ -66,3 +66,9 @@ def names_of(replica: int, role: str = UNIFIED) -> Names:
     own = {name: f"{name}.{replica}" for name in OF_A_REPLICA}
     front = f"{DESK}.{replica}" if role == PREFILL else ROUTER
     return msgspec.structs.replace(NAMES, **own, gateway=front, detokenizer=front, replica=replica, role=role)
+
+
+def is_behind_router(name: str) -> bool:
+    """Whether it is the name of an actor of one of several replicas (`names_of`)."""
+    actor, numbered, _ = name.partition(".")
+    return bool(numbered) and actor in (*OF_A_REPLICA, DESK)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count as count_from
 from pathlib import Path
 from queue import Empty, PriorityQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,7 +18,7 @@ import structlog
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
-from pawl.actors.names import PREFILL, ROUTER, UNIFIED, Names, names_of
+from pawl.actors.names import PREFILL, ROUTER, Names, is_behind_router, names_of
 from pawl.actors.placement import AFFINITY_BOUND, PLACEMENTS
 from pawl.actors.router import Router
 from pawl.actors.runtime.local import LocalSystem
@@ -151,7 +152,8 @@ class Replicas(ABC, Generic[R]):
         """Replicas that are not lost, by number."""
         places = places_of(config)
         self._places = {replica.names.replica: place for place, replica in zip(places, replicas, strict=False)}
-        """Place of each replica that ever was, by number."""
+        """Place of each replica that is not lost, or is being started, by number."""
+        self._numbers = count_from(len(replicas))
         self._free: PriorityQueue[int] = PriorityQueue()
         """Places, as where they stand in `_order`, in which no replica is, nor will be."""
         self._order = places
@@ -227,8 +229,7 @@ class Replicas(ABC, Generic[R]):
 
     def failed(self, name: str, error: BaseException) -> None:
         """An actor has failed; of one that is a replica's, behind the router, that decides whether all is over."""
-        ever = (names_of(number, role) for number in self._places for role in (UNIFIED, PREFILL))
-        if not (self._routed and any(name in names.own for names in ever)):
+        if not (self._routed and is_behind_router(name)):
             self._on_end(name, error)
 
     def live(self) -> list[R]:
@@ -269,7 +270,7 @@ class Replicas(ABC, Generic[R]):
         self._made[gone.replica].close()
         with self._lock:
             del self._made[gone.replica]
-        return self._places[gone.replica]
+            return self._places.pop(gone.replica)
 
     def _add(self, role: str) -> None:
         """Start one where there is room, or will be: one that has left may still be ending."""
@@ -282,7 +283,7 @@ class Replicas(ABC, Generic[R]):
         """Start one at this place after so long, and again where that fails; None: never."""
         while wait_s is not None and not self._stopping.wait(wait_s):
             with self._lock:
-                names = names_of(len(self._places), role)
+                names = names_of(next(self._numbers), role)
                 self._places[names.replica] = place
             if (reason := self._start(names)) is None:
                 return
@@ -306,6 +307,7 @@ class Replicas(ABC, Generic[R]):
         except Exception as error:
             with self._lock:
                 failed = self._made.pop(names.replica, None)
+                del self._places[names.replica]
             if failed is not None:
                 failed.close()
             if self._stopping.is_set():

@@ -80,7 +80,7 @@ class ControlRoutes(HasContext):
             "trace": gateway.trace_losses.status,
         }
         if gateway.replicas.not_replaced:
-            body["not_replaced"] = gateway.replicas.not_replaced
+            body["not_replaced"] = list(gateway.replicas.not_replaced)
         return json_response(body, 503 if ailment else 200)
 
     async def ready(self, request: Request) -> Response:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pawl.actors.gateway import Gateway
+from pawl.actors.known_replicas import MOST_REASONS
 from pawl.actors.messages.control import TraceLoss
 from pawl.actors.messages.generate import Submit
-from pawl.actors.messages.replicas import Parted, ReplicaJoined, ReplicaLeft, ReplicaLost
+from pawl.actors.messages.replicas import NotReplaced, Parted, ReplicaJoined, ReplicaLeft, ReplicaLost
 from pawl.actors.names import FRONT, ROUTER
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
@@ -98,3 +99,11 @@ def test_a_trace_that_is_written_again_takes_requests_again() -> None:
     actor.receive(TraceLoss("recorder", "", 1))
     actor.submit([Submit(request=0, rid="", text="a", sampling=SamplingParameters())], [Inbox()])
     assert len(context.take("tokenizer")) == 1
+
+
+def test_of_replicas_that_were_not_replaced_the_last_reasons_are_told() -> None:
+    actor = Gateway(names=FRONT)
+    ManualContext(actor, "gateway")
+    for number in range(MOST_REASONS + 2):
+        actor.receive(NotReplaced(f"reason {number}"))
+    assert list(actor.replicas.not_replaced) == [f"reason {number}" for number in range(2, MOST_REASONS + 2)]

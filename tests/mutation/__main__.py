@@ -31,6 +31,9 @@ def main() -> int:
     parser.add_argument(
         "--test-seconds", type=float, default=600.0, metavar="X", help="of tests run for each (default: 600)"
     )
+    parser.add_argument(
+        "--processes", type=int, default=2, metavar="N", help="that judge beside each other (default: 2)"
+    )
     parser.add_argument("--again", action="store_true", help="judge once more what survived so far")
     parser.add_argument("--measure", nargs="*", metavar="TEST", help="only measure which lines (these) tests reach")
     parser.add_argument("--page", action="store_true", help="only write the page")
@@ -51,6 +54,7 @@ def main() -> int:
                 arguments.schedules,
                 arguments.test_seconds,
                 arguments.again,
+                arguments.processes,
                 results,
             )
             _pytest([], Hurry(), Sweeping(request, reach))

@@ -15,11 +15,12 @@ edits are made from the syntax tree (`tests/mutation/edits.py`), not chosen by a
 assertions are left alone; so are the tables of modules, functions that run only while modules are imported, and edits
 without which a name has no value.
 
-Each edit of a sample is planted in a process of its own and given to two judges until the first notices it: the default
-tests that reach the edited statement, as far as a stated number of seconds goes; and, where those notice nothing, the
-default `pawl explore`, from a seed that is always the same, for a stated number of schedules. An endless loop, told by
-processor time, and a process that waits for ever, told by silence, are noticed. Processes that a test starts run
-without the edit.
+Each edit of a sample is planted in a process of its own and asked about until somebody notices it: first the quickest
+of the default tests that reach the edited statement; then the default `pawl explore`, from a seed that is always the
+same, for a stated number of schedules; then the other tests that reach it, as far as a stated number of seconds goes.
+An endless loop, told by processor time, and a process that waits for ever, told by silence, are noticed. Programs that
+a test starts run with the edit where the system lets a process have files of its own (root on Linux does), but nobody
+has measured what they reach.
 
 A sample is the first edits of all rooms together in an order that their names and its seed give. Whatever survives is
 read: it changes nothing that anybody could see, and is struck out with the reason (below); or the code was not needed,

@@ -1,17 +1,23 @@
 """Put an edit into the running process: the code of the functions of its file is exchanged in place.
 
 Whoever has imported a function meets the edit. There is no way back: it is done in a process forked for it. What ran
-while modules were imported has run without it.
+while modules were imported has run without it. Programs that the process starts meet the edit in the file.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from types import CodeType, FunctionType
 
 from tests.mutation.edits import Edit
+
+CLONE_NEWNS = 0x20000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 class EditFails(Exception):
@@ -33,7 +39,7 @@ class Planter:
                 self._functions[real[name]].append(function)
 
     def plant(self, edit: Edit) -> None:
-        """Make the edit. Raises EditFails."""
+        """Make the edit, in this process and for what it starts. Raises EditFails."""
         path = self._root / edit.file
         source = path.read_bytes()
         functions = self._functions[path.resolve()]
@@ -57,6 +63,25 @@ class Planter:
             planted |= f"{edit.function}.".startswith(key[0].replace(".<locals>", "") + ".")
         if not planted:
             raise EditFails("the function is not alive")
+        lay_over(path, edit.applied(source))
+
+
+def lay_over(path: Path, content: bytes) -> bool:
+    """Let this process, and those that it starts, find other content in a file, and nobody else: it is laid over the
+    file in a view of the file system of their own. False, and nothing done, where the system does not allow it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "unshare") or libc.unshare(CLONE_NEWNS):
+        return False
+    mount = libc.mount
+    mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # compiled files are everybody's
+        return not (
+            mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
+            or mount(file.name.encode(), bytes(path.resolve()), None, MS_BIND, None)
+        )
 
 
 def _codes(module: CodeType) -> dict[tuple[str, int], CodeType]:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +18,12 @@ from hypothesis import Phase, settings
 from tests.mutation.edits import ROOMS, Edit, edits_of, enums_of
 from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.judging import NO_PROGRAM, Explored, Judge, Verdict
+from tests.mutation.processes import in_processes
 from tests.mutation.reach import EXPLORE, IMPORT, Place, Reach, places_of
 
 ROOT = Path(__file__).parents[2]
+QUICK_S = 10.0
+"""So many seconds of tests, the quickest, are asked before exploration, the others after it."""
 SPARE_S_OF_A_SCHEDULE = 0.2
 """Processor time that exploring one may take: ten times what it does."""
 
@@ -45,6 +48,11 @@ class Row(msgspec.Struct, frozen=True):
     """Whether nothing noticed it when it was judged for the first time."""
     gone: bool = False
     """Whether the text that it changes is not there any more."""
+
+    @property
+    def name(self) -> str:
+        """By which it is known in results and among the equivalent ones."""
+        return _name(self.file, self.function, self.key)
 
     @property
     def survives(self) -> bool:
@@ -87,6 +95,8 @@ class Request(msgspec.Struct, frozen=True):
     """Tests of so many seconds, as measured, are run for each."""
     again: bool
     """Judge what survived so far once more, of all samples."""
+    processes: int
+    """That judge beside each other."""
     results: Path
 
 
@@ -97,7 +107,11 @@ def noticed(*verdicts: Verdict | None) -> bool:
 
 def name_of(edit: Edit) -> str:
     """By which an edit is known in results and among the equivalent ones."""
-    return f"{edit.file} {edit.function}: {edit.key}"
+    return _name(edit.file, edit.function, edit.key)
+
+
+def _name(file: str, function: str, key: str) -> str:
+    return f"{file} {function}: {key}"
 
 
 @cache
@@ -155,6 +169,8 @@ class Sweeping:
         self._reach = reach
         self._results = Results.load(request.results)
         self._sound: set[str] = set()
+        self._told: Counter[tuple[str, str, str]] = Counter()
+        """File, function and test -> edits of the function that the test noticed."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -180,58 +196,70 @@ class Sweeping:
         else:
             chosen = sorted(everything.values(), key=lambda edit: edit.rank(request.seed))[: request.sample]
         chosen = [edit for edit in chosen if edit.file.startswith(request.rooms)]
-        for number, edit in enumerate(chosen, 1):
-            before, digest = results.rows.get(name_of(edit)), _digest(edit)
-            if before is not None and before.digest == digest and not request.again:
-                continue
-            row = self._row(edit, before, digest)
+        for row in results.rows.values():
+            if row.tested is not None and row.tested.noticed:
+                self._told[row.file, row.function, row.tested.what] += 1
+        if not request.again:
+            chosen = [edit for edit in chosen if not self._is_judged(edit)]
+        judged = in_processes(request.processes, chosen, self._row)
+        for number, row in enumerate(msgspec.json.decode(told, type=Row | None) for told in judged):
             if row is None:
                 continue
-            results.rows[name_of(edit)] = row
+            results.rows[row.name] = row
             results.date = time.strftime("%Y-%m-%d")
             results.save(request.results)
-            _say(f"{number}/{len(chosen)}", row)
+            _say(f"{number + 1}/{len(chosen)}", row)
 
-    def _row(self, edit: Edit, before: Row | None, digest: str) -> Row | None:
-        """None: the edit is no program, or is of what runs only while modules are imported, which is over."""
-        tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
-        if tests == [IMPORT]:
-            return None
-        # What came since the measurement may reach it: tests of the room, and of a new function those of its subject.
-        unknown, folder = not self._reach.knows(edit), f"tests/{edit.file.partition('/')[0]}/"
+    def _is_judged(self, edit: Edit) -> bool:
+        before = self._results.rows.get(name_of(edit))
+        return before is not None and before.digest == _digest(edit)
+
+    def _row(self, edit: Edit) -> bytes:
+        """The row of an edit, encoded; `null` where the edit is no program, or is of what runs only while modules are
+        imported, which is over."""
+        reaching = self._reach.of(edit, (ROOT / edit.file).read_bytes())
+        if reaching == [IMPORT]:
+            return b"null"
+        unknown = not self._reach.knows(edit)
+        quick, others = self._quick_and_others(edit, reaching, unknown)
+        tested, explored, schedules = self._test(edit, quick), None, self._request.schedules
+        if schedules and (unknown or EXPLORE in reaching) and not noticed(tested):
+            explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)
+        if not noticed(tested, explored):
+            tested = _joined(tested, self._test(edit, others))
+        if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
+            return b"null"
+        before, survives = self._results.rows.get(name_of(edit)), not noticed(tested, explored)
+        seed, first = (self._request.seed, survives) if before is None else (before.seed, before.survived_first)
+        place = edit.file, edit.line, edit.function, edit.kind, edit.key
+        return msgspec.json.encode(Row(*place, seed, _digest(edit), tested, explored, first))
+
+    def _quick_and_others(self, edit: Edit, reaching: Iterable[str], unknown: bool) -> tuple[list[str], list[str]]:
+        """The tests to ask. What came since the measurement may reach it: tests of the room, of a new function those
+        of its subject. The first are those that noticed other edits of this function."""
+        seconds, folder = self._reach.seconds, f"tests/{edit.file.partition('/')[0]}/"
         new = [
             test
             for test in self._items
-            if (unknown and is_near(test, edit.file)) or (test not in self._reach.seconds and test.startswith(folder))
+            if (unknown and is_near(test, edit.file)) or (test not in seconds and test.startswith(folder))
         ]
-        tested = self._test(edit, [test for test in dict.fromkeys((*tests, *new)) if test in self._items])
-        explored = None
-        if (unknown or EXPLORE in tests) and not noticed(tested):
-            schedules = self._request.schedules
-            explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)
-        if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
-            return None
-        survives = not noticed(tested, explored)
-        seed, first = (self._request.seed, survives) if before is None else (before.seed, before.survived_first)
-        return Row(edit.file, edit.line, edit.function, edit.kind, edit.key, seed, digest, tested, explored, first)
+        tests = in_order([test for test in {*reaching, *new} if test in self._items], seconds, edit.file)
+        tests.sort(key=lambda test: -self._told[edit.file, edit.function, test])
+        chosen = list(_within(tests, seconds, self._request.test_seconds))
+        quick = list(_within(chosen, seconds, QUICK_S))
+        return quick, chosen[len(quick) :]
 
-    def _test(self, edit: Edit, reaching: list[str]) -> Verdict | None:
-        """What the tests say that reach it, None where there are none; those that fail without it are left out. The
-        first are those that noticed other edits of this function."""
-        told = Counter(
-            row.tested.what
-            for row in self._results.rows.values()
-            if row.tested is not None and (row.file, row.function) == (edit.file, edit.function)
-        )
-        while reaching:
-            items = in_order([self._items[test] for test in reaching], self._reach.seconds, edit.file)
-            items.sort(key=lambda item: -told[item.nodeid])
-            items = list(_within(items, self._reach.seconds, self._request.test_seconds))
-            verdict = self._judge.test(edit, items, self._reach.seconds)
-            if not verdict.noticed or self._is_sound(verdict.what):
+    def _test(self, edit: Edit, tests: list[str]) -> Verdict | None:
+        """What these tests say, None where there are none; those that fail without the edit are left out."""
+        while tests:
+            verdict = self._judge.test(edit, [self._items[test] for test in tests], self._reach.seconds)
+            if not verdict.noticed:
                 return verdict
-            reaching.remove(verdict.what)
-            del self._items[verdict.what]
+            if self._is_sound(verdict.what):
+                self._told[edit.file, edit.function, verdict.what] += 1
+                return verdict
+            tests = [test for test in tests if test != verdict.what]
+            self._items.pop(verdict.what, None)
         return None
 
     def _is_sound(self, test: str) -> bool:
@@ -243,14 +271,23 @@ class Sweeping:
         return True
 
 
-def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str) -> list[pytest.Item]:
-    """The fastest first, by orders of magnitude; among these the test files of the edited file, and as they stand, for
+def _joined(*verdicts: Verdict | None) -> Verdict | None:
+    """What tests said one after the other: the last word is the outcome."""
+    told = [verdict for verdict in verdicts if verdict is not None]
+    if not told:
+        return None
+    count, seconds = sum(verdict.count for verdict in told), sum(verdict.seconds for verdict in told)
+    return msgspec.structs.replace(told[-1], count=count, seconds=round(seconds, 2))
+
+
+def in_order(tests: Iterable[str], seconds: dict[str, float], file: str) -> list[str]:
+    """The fastest first, by orders of magnitude; among these the test files of the edited file, and file by file, for
     the sake of fixtures."""
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
-        return round(math.log10(max(seconds.get(item.nodeid, 0.0), 0.01))), not is_near(item.nodeid, file)
+    def place(test: str) -> tuple[int, bool, str]:
+        return round(math.log10(max(seconds.get(test, 0.0), 0.01))), not is_near(test, file), test
 
-    return sorted(items, key=place)
+    return sorted(tests, key=place)
 
 
 def is_near(test: str, file: str) -> bool:
@@ -260,12 +297,12 @@ def is_near(test: str, file: str) -> bool:
     return path.parent.name == file.partition("/")[0] and bool(words & set(path.stem.split("_")))
 
 
-def _within(items: Iterable[pytest.Item], seconds: dict[str, float], limit_s: float) -> Iterator[pytest.Item]:
+def _within(tests: Iterable[str], seconds: dict[str, float], limit_s: float) -> Iterator[str]:
     """The first of these tests that take so long together; one at least."""
     taken = 0.0
-    for item in items:
-        yield item
-        taken += seconds.get(item.nodeid, 0.0)
+    for test in tests:
+        yield test
+        taken += seconds.get(test, 0.0)
         if taken >= limit_s:
             return
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 from tests.mutation import judging
 from tests.mutation.edits import Edit, edits_of
 from tests.mutation.judging import ENDLESS, KILLED, NO_PROGRAM, STUCK, SURVIVED, Explored, Judge, Verdict
+from tests.mutation.planting import lay_over
+from tests.mutation.processes import in_processes
 from tests.mutation.reach import Measuring, Reach
-from tests.mutation.sweep import Hurry, exploration
+from tests.mutation.sweep import Hurry, exploration, in_order
 
 TOY = """\
 class Pages:
@@ -208,3 +212,31 @@ def test_the_exploration_of_a_sweep_is_that_of_the_command() -> None:
     *_, last = exploration(1)
     assert last.schedules >= 1
     assert last.text == ""
+
+
+def test_programs_that_a_process_starts_read_the_edited_file_and_nobody_else_does(tmp_path: Path) -> None:
+    file = tmp_path / "toy.py"
+    file.write_text("as it is")
+
+    def read_by_a_child(content: bytes) -> bytes:
+        if not lay_over(file, content):
+            return b"not allowed"
+        return subprocess.check_output(["cat", str(file)])
+
+    (read,) = in_processes(1, [b"edited"], read_by_a_child)
+    if read == b"not allowed":
+        pytest.skip("this system gives no process a view of its own")
+    assert read == b"edited"
+    assert file.read_text() == "as it is"
+
+
+def test_processes_share_the_work_and_one_that_ends_early_is_told() -> None:
+    items = [b"1", b"2", b"3", b"4", b"5"]
+    assert sorted(in_processes(2, items, lambda item: b"judged " + item)) == [b"judged " + item for item in items]
+    with pytest.raises(EOFError):
+        list(in_processes(2, items, lambda item: os._exit(1) if item == b"4" else item))
+
+
+def test_quick_tests_are_asked_first_and_of_those_that_cost_the_same_the_near_ones() -> None:
+    near, far, slow = "tests/memory/test_tiers.py::a", "tests/memory/test_ledger.py::b", "tests/memory/test_tiers.py::c"
+    assert in_order([slow, far, near], {near: 0.02, far: 0.01, slow: 3.0}, "memory/tiers/keys.py") == [near, far, slow]

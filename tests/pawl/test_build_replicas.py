@@ -108,3 +108,14 @@ def test_a_start_that_fails_is_tried_again_until_there_were_enough_and_then_the_
     assert [part.names.replica for part in replicas.made] == [2, 3, 4]
     assert [part.num_closed for part in replicas.made] == [1, 1, 1]
     assert [replica.names.replica for replica in replicas.live()] == [1]
+    assert list(replicas._places) == [1]  # the books of a server whose replicas come and go do not grow
+
+
+def test_only_who_is_behind_the_router_may_fail_and_leave_the_engine_as_it_is() -> None:
+    ended: list[str] = []
+    replicas = Failing(is_met=True)
+    replicas._on_end = lambda name, error: ended.append(name)
+    for name in ("scheduler.7", "desk.7", "router", "gateway", "wire.7"):
+        replicas.failed(name, RuntimeError())
+    assert ended == ["router", "gateway", "wire.7"]
+    assert replicas.system.stop(timeout_s=GENEROUS_S) == ()

@@ -56,7 +56,8 @@ def linked(engine: Engine, prefill: int, decode: int, restarts: int = 0) -> bool
     links = prefillers._links
     assert links is not None
     pairs = [(one, other) for one in list(prefillers.replicas) for other in list(prefillers._serving)]
-    started = len(prefillers.replicas) + len(prefillers._serving) + restarts == len(engine.replicas._places)
+    newest = max((each.names.replica for each in engine.replicas.live()), default=0)
+    started = len(prefillers.replicas) + len(prefillers._serving) + restarts == newest + 1
     return started and len(pairs) == prefill * decode and all(links.up(*pair) for pair in pairs)
 
 
