@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pawl.lifecycle.columns import int32s
-from pawl.lifecycle.records import Checkpoint, Closed, Record, Started, Submitted, TierTold, Transition
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import Checkpoint, Closed, Gap, Record, Started, Submitted, TierTold, Transition
 from pawl.lifecycle.states import Event
 
 ROLES = frozenset({"prefill", "decode"})
@@ -32,7 +34,8 @@ class Came(NamedTuple):
     ticket: int
     pages: int
     request: int
-    prompt: bytes
+    known: bytes
+    """Its prompt and its output until then: one that was retracted, or that a lost replica had, may have some."""
     num_cached: int
     """As it was told of the other side's cache."""
 
@@ -51,38 +54,46 @@ class Side(NamedTuple):
 def side_of(records: Iterable[Record]) -> Side | None:
     """None where the trace is of a replica that hands nothing over."""
     found: Side | None = None
-    prompts: dict[int, bytes] = {}
     asked: dict[int, Asked] = {}
     """Requests of a prefill replica that have not been retracted: no later admission counts."""
     told: TierTold | None = None
     closed = False
+    monitor = Monitor([])
     for record in records:
         if found is None:
             started = record.started if isinstance(record, Checkpoint) else record
             if not isinstance(started, Started) or (role := role_of(started)) not in ROLES:
                 return None
             found = Side(role, started.page_size, isinstance(record, Started), [], [])
+        monitor.observe(record)
         closed = isinstance(record, Closed)
+        if not monitor.judging or isinstance(record, Gap):
+            break  # nothing that follows says what a request has
         match record:
             case Submitted():
-                tokens = int32s(record.tokens).tobytes()
-                prompts[record.request] = tokens
                 _, _, ticket = record.rid.rpartition("/")
                 if found.role == "prefill" and ticket.isdecimal():
-                    asked[record.request] = Asked(int(ticket), tokens)
+                    asked[record.request] = Asked(int(ticket), int32s(record.tokens).tobytes())
             case Transition(event=Event.ADMIT, request=request) if request in asked:
                 asked[request] = asked[request]._replace(num_cached=record.num_cached or 0)
-            case Transition(event=Event.RETRACT, request=request) if request in asked and found is not None:
+            case Transition(event=Event.RETRACT, request=request) if request in asked:
                 found.asked.append(asked.pop(request))
             case TierTold(kind="received"):
                 told = record
-            case Transition(event=Event.RECEIVE) if told is not None and record.request in prompts:
-                came = Came(told.ticket, told.count, record.request, prompts[record.request], told.num_cached)
-                found.came.append(came)
+            case Transition(event=Event.RECEIVE, request=request) if told is not None:
+                known = _known(monitor.history, request)
+                if known is not None:
+                    found.came.append(Came(told.ticket, told.count, request, known, told.num_cached))
                 told = None
     if found is None:
         return None
     return found._replace(whole=found.whole and closed, asked=[*found.asked, *asked.values()])
+
+
+def _known(history: History, request: int) -> bytes | None:
+    """Prompt and output of a request, int32; None where nothing says what they are."""
+    row = history.open.get(request)
+    return None if row is None else int32s(history.submissions[row].tokens).tobytes() + history.output(row).tobytes()
 
 
 def role_of(started: Started | None) -> str:
@@ -115,10 +126,10 @@ def matched(sides: Iterable[Side]) -> Matched:
 
 def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[Asked]]) -> Iterator[str]:
     for side, each in came:
-        mine = [other for other in asked.get(each.ticket, ()) if each.prompt.startswith(other.tokens)]
+        mine = [other for other in asked.get(each.ticket, ()) if each.known.startswith(other.tokens)]
         what = f"request {each.request} received {each.pages} pages as ticket {each.ticket}"
         if not mine:
-            yield f"{what}, and no prefill replica was asked for its prompt under that ticket"
+            yield f"{what}, and no prefill replica was asked for its tokens under that ticket"
         elif each.pages > max(len(other.tokens) // 4 // side.page_size for other in mine):
             yield f"{what}, and the prompt that a prefill replica was asked for has fewer"
         elif each.num_cached not in (cached := {other.num_cached for other in mine}):

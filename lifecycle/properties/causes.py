@@ -10,6 +10,7 @@ from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import retracts
+from pawl.lifecycle.properties.steps import runner_gone
 from pawl.lifecycle.records import (
     Closed,
     Contained,
@@ -34,10 +35,10 @@ _DRAINS = frozenset({"drain", "end_all"})
 
 
 class TrueCauses(Property):
-    """Causes are true: memory is taken for a plan that follows, because a step was lost, or by a pause that says so; a
-    fetch is given up when its lease ends or the worker is lost; a stop string ends a request by the order that says so,
-    its length or a token when a step is committed; time is over at a look at deadlines and not before; and who is
-    aborted was named with that cause, but where the engine drains or failed."""
+    """Causes are true: memory is taken for a plan that follows, because a step or what computes was lost, or by a pause
+    that says so; a fetch is given up when its lease ends or the worker is lost; a stop string ends a request by the
+    order that says so, its length or a token when a step is committed; time is over at a look at deadlines and not
+    before; and who is aborted was named with that cause, but where the engine drains or failed."""
 
     name: ClassVar[str] = "true_causes"
 
@@ -107,7 +108,8 @@ class TrueCauses(Property):
             after, text = self._after, "it was retracted for new weights, and there were none"
             true = isinstance(after, WeightsMoved) and after.event is WeightEvent.SWAPPED
         else:
-            true = isinstance(self._after, StepRolledBack | Contained)
+            between = runner_gone(self._after) and not history.in_flight
+            true = between or isinstance(self._after, StepRolledBack | Contained)
             text = "it was retracted for a lost step, and none was lost"
         return () if true else (self.violation(history, text, record.request),)
 
@@ -172,4 +174,4 @@ def _lost(moment: Moment | None) -> bool:
     """Whether pages are lost that requests had or were to have."""
     gone = isinstance(moment, TierTold) and moment.kind == "prefiller_down"
     exchanged = isinstance(moment, WeightsMoved) and moment.event is WeightEvent.SWAPPED
-    return gone or exchanged or isinstance(moment, StepRolledBack | Contained)
+    return gone or exchanged or runner_gone(moment) or isinstance(moment, StepRolledBack | Contained)

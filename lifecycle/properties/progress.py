@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.machines.weights import WeightEvent
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.limits import FollowedLimits
 from pawl.lifecycle.properties.pausing import retracts
+from pawl.lifecycle.properties.steps import runner_gone
 from pawl.lifecycle.properties.turns import stages_of
 from pawl.lifecycle.records import (
     Contained,
@@ -23,6 +25,7 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Submitted,
     Transition,
+    WeightsMoved,
     int32s,
 )
 from pawl.lifecycle.states import Cause
@@ -77,8 +80,9 @@ class BoundedProgress(Property):
 
         steps <= (depth + 2) * sum over requests of (chunks + outputs + 1) * (1 + other requests' chunks)
 
-    where the last factor is 1 for loops that mix prompts and decoding. A step that is lost, and a pause that retracts,
-    begins the count anew for everybody; a time at which there is nothing to do ends it.
+    where the last factor is 1 for loops that mix prompts and decoding. A step that is lost, the loss of what computes,
+    new weights, and a pause that retracts begin the count anew for everybody; a time at which there is nothing to do
+    ends it.
     """
 
     name = "bounded_progress"
@@ -112,9 +116,14 @@ class BoundedProgress(Property):
         self._losses += not history.in_flight
         return ()
 
+    @on(WeightsMoved)
+    def _exchanged(self, record: WeightsMoved, history: History) -> Sequence[Violation]:
+        self._losses += record.event is WeightEvent.SWAPPED
+        return ()
+
     @on(Delivered)
     def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
-        self._losses += retracts(record)
+        self._losses += retracts(record) or (runner_gone(record) and not history.in_flight)
         self._limits.delivered(record)
         limits = self._limits.now
         if (

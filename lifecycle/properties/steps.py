@@ -7,7 +7,18 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.lifecycle.records import DRAWS, Bools, Int32s, StepCommitted, StepPlanned, Transition, UInt8s, int32s, uint8s
+from pawl.lifecycle.records import (
+    DRAWS,
+    Bools,
+    Delivered,
+    Int32s,
+    StepCommitted,
+    StepPlanned,
+    Transition,
+    UInt8s,
+    int32s,
+    uint8s,
+)
 from pawl.lifecycle.requests import Indices
 from pawl.lifecycle.states import Event
 
@@ -116,3 +127,8 @@ def drawn_of(record: StepCommitted, step: Step) -> tuple[UInt8s, Bools, Int32s, 
     if events.tobytes().translate(None, _EVENTS):
         raise Malformed(f"the commit of step {record.step} has an event {events.max()}, which is none")
     return events, DRAWS.take(events), tokens, counts
+
+
+def runner_gone(record: object) -> bool:
+    """Whether it says that what computes was lost between steps."""
+    return isinstance(record, Delivered) and record.kind == "runner_gone"

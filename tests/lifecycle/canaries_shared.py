@@ -22,7 +22,7 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import STORY, Canary, replanned
-from tests.lifecycle.story import Segment, Story, changed, removed, stored, token
+from tests.lifecycle.story import NUM_PAGES, Segment, Story, changed, removed, stored, token
 
 ROOM = PageCounts(16, 0, 0, 0, 0)
 
@@ -116,6 +116,26 @@ def _commit(story: Story, step: int, events: Sequence[Event], tokens: Sequence[i
     pages = ROOM._replace(free=ROOM.free - cached, cached=cached)
     drawn = np.array(tokens, np.int32)
     story.add(StepCommitted(step, story.now(), np.array(events, np.uint8), drawn, pages))
+
+
+def without_runner(times: int = 1, *, in_flight: bool = False, told: bool = True) -> list[Record]:
+    """What computes is lost so many times between two steps, or while one is in flight, when it is not for an order to
+    say so: one request runs, and one waits for pages."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 8, 2)
+    story.submit(2, 1, 4, 2)
+    for step in range(1, times + 1):
+        story.admit(1, 0)
+        story.plan(step, Segment(0, 0, 4, samples=False, pages=((0, step % NUM_PAGES),)))
+        if not in_flight:
+            _commit(story, step, [Event.CHUNK], [])
+        story.move(2, 1, State.QUEUED, Event.FETCH, State.QUEUED_FETCHING)
+        if told:
+            story.add(Delivered("runner_gone", {}, step, story.now()))
+        story.move(1, 0, State.PREFILLING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
+        story.move(2, 1, State.QUEUED_FETCHING, Event.RESTORE, State.QUEUED, Cause.WORKER_LOST)
+    return story.records
 
 
 def never_done() -> list[Record]:
@@ -418,6 +438,9 @@ _OUTPUT_CANARIES = {
 
 _ORDER_CANARIES = {
     "a retraction for a step that nobody lost": Canary("true_causes", never_done(), "lost step, and none was lost", 1),
+    "a runner that is gone while a step is in flight, which will say so": Canary(
+        "true_causes", without_runner(in_flight=True), "lost step, and none was lost", 1
+    ),
     "memory taken for no plan": Canary("true_causes", squeezed(), "retracted for memory, and no plan followed", 1),
     **{
         f"a fetch given up by {cause}": Canary("true_causes", given_up(cause), f"given up by {cause}, and nothing", 1)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from pawl.lifecycle.hand_overs import Side, matched, side_of
-from pawl.lifecycle.records import Closed, Counts, Record, Started, Submitted, TierTold, Transition
+from pawl.lifecycle.records import (
+    Closed,
+    Counts,
+    Gap,
+    PageCounts,
+    Record,
+    Started,
+    StepCommitted,
+    Submitted,
+    TierTold,
+    Transition,
+)
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
+from tests.lifecycle.story import Segment, planned
 
 PROMPT = list(range(10))
 PAGE_SIZE = 4
@@ -25,7 +39,7 @@ def started(role: str) -> Started:
     )
 
 
-def submitted(request: int, rid: str, tokens: list[int]) -> Submitted:
+def submitted(request: int, rid: str, tokens: list[int], output: Sequence[int] = ()) -> Submitted:
     return Submitted(
         request=request,
         row=0,
@@ -36,6 +50,7 @@ def submitted(request: int, rid: str, tokens: list[int]) -> Submitted:
         namespace="",
         deadline=None,
         time=0.0,
+        output=np.array(output, np.int32),
     )
 
 
@@ -73,8 +88,8 @@ def test_a_hand_over_is_found_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("came", "asked", "words"),
     [
-        (decode(), prefill([9, *PROMPT[:8]]), "no prefill replica was asked for its prompt"),
-        (decode(), prefill(PROMPT[:9], ticket=4), "no prefill replica was asked for its prompt"),
+        (decode(), prefill([9, *PROMPT[:8]]), "no prefill replica was asked for its tokens"),
+        (decode(), prefill(PROMPT[:9], ticket=4), "no prefill replica was asked for its tokens"),
         (decode(pages=3), prefill(PROMPT[:9]), "has fewer"),
     ],
 )
@@ -95,6 +110,45 @@ def test_what_was_told_of_the_other_cache_is_what_it_had_at_the_first_admission(
     assert matched([side(decode(num_cached=4)), had]).faults == ()
     (fault,) = matched([side(decode(num_cached=8)), had]).faults
     assert fault.endswith("was told that 8 of its tokens were cached there, where 4 were")
+
+
+def retracted_with_output(*tokens: int) -> list[Record]:
+    """A request draws a token in each step and is retracted; then pages come for it."""
+    begun: list[Record] = [started("decode"), submitted(7, "client", PROMPT)]
+    begun.append(Transition(7, 0, State.QUEUED, Event.ADMIT, State.PREFILLING, Cause.NONE, 0, 0.0, 0))
+    for step, token in enumerate(tokens, start=1):
+        length = len(PROMPT) if step == 1 else 1
+        event = Event.FIRST_TOKEN if step == 1 else Event.TOKEN
+        begun.append(planned(step, 0.0, Segment(0, len(PROMPT) - 2 + step if step > 1 else 0, length)))
+        drawn = np.array([token], np.int32)
+        begun.append(StepCommitted(step, 0.0, np.array([event], np.uint8), drawn, PageCounts(5, 3, 0, 0, 0)))
+    begun.append(Transition(7, 0, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY, len(tokens), 0.0))
+    return [*begun, TierTold("received", 3, 3, b"", 0.0, 0), received(7)]
+
+
+GOES_ON: list[Record] = [
+    started("decode"),
+    submitted(7, "client", PROMPT, output=[5, 6, 7]),
+    TierTold("received", 3, 3, b"", 0.0, 0),
+    received(7),
+]
+
+
+@pytest.mark.parametrize(
+    "came", [GOES_ON, retracted_with_output(5, 6, 7)], ids=["its replica was lost", "it was retracted"]
+)
+def test_the_prefill_of_a_request_with_output_is_that_of_its_prompt_and_output(came: list[Record]) -> None:
+    assert matched([side(came), side(prefill([*PROMPT, 5, 6, 7]))]).faults == ()
+    (fault,) = matched([side(came), side(prefill([*PROMPT, 5, 9, 7]))]).faults
+    assert "no prefill replica was asked for its tokens" in fault
+
+
+@pytest.mark.parametrize("gap", [Gap(0, 1), submitted(1, "client", PROMPT)], ids=["lost", "nonsense"])
+def test_what_came_after_records_that_say_nothing_is_not_compared(gap: Record) -> None:
+    if isinstance(gap, Submitted):
+        gap = msgspec.structs.replace(gap, tokens=b"abc")
+    assert side([started("decode"), gap, *decode()[1:]]).came == []
+    assert not side([started("prefill"), gap, CLOSED]).whole
 
 
 def test_a_prefill_that_brought_nothing_needs_nobody() -> None:

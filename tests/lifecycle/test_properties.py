@@ -42,7 +42,7 @@ from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_memory import MEMORY_CANARIES
 from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, brought_in_place, gives_way
-from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins
+from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins, without_runner
 from tests.lifecycle.canaries_turns import TURNS_CANARIES
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
 from tests.lifecycle.story import Segment, Story, changed, token, without
@@ -93,6 +93,12 @@ def test_somebody_gives_way_where_nothing_goes_on_before_pages_have_come() -> No
 
 def test_a_page_that_its_row_has_given_back_comes_from_below_for_another() -> None:
     assert judged(brought_in_place()).violations == []
+
+
+def test_who_ran_when_what_computes_was_lost_between_steps_begins_anew() -> None:
+    assert judged(without_runner(30)).violations == []
+    found = judged(without_runner(30, told=False)).violations
+    assert {each.property for each in found} == {"true_causes", "bounded_progress"}
 
 
 def test_a_reply_may_stand_before_the_end_that_it_tells_of() -> None:

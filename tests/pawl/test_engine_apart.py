@@ -134,7 +134,7 @@ def test_a_decode_replica_beside_the_prefill_replica_of_another_run_is_a_violati
         with Engine(config(tmp_path / name, disaggregate="1p1d")) as engine:
             engine.generate([f"{name}: {prompt}" for prompt in PROMPTS[:2]], SAMPLING)
     assert main(["audit", str(tmp_path / "one" / "replica-0"), str(tmp_path / "other" / "replica-1")]) == 1
-    assert "no prefill replica was asked for its prompt" in capsys.readouterr().out
+    assert "no prefill replica was asked for its tokens" in capsys.readouterr().out
 
 
 def test_what_a_prefill_replica_computed_before_it_was_started_again_is_compared_as_well(
@@ -150,7 +150,7 @@ def test_what_a_prefill_replica_computed_before_it_was_started_again_is_compared
     shutil.rmtree(runs / "run-000001")
     shutil.move(tmp_path / "before" / "replica-1" / "run-000001", runs / "run-000001")
     assert main(["audit", str(tmp_path / "engine")]) == 1
-    assert "no prefill replica was asked for its prompt" in capsys.readouterr().out
+    assert "no prefill replica was asked for its tokens" in capsys.readouterr().out
 
 
 CELLS = [(pacing, apart) for pacing in ("lockstep", "overlap", "pipeline") for apart in (None, "1p1d")]
