@@ -110,6 +110,8 @@ def _inside(outer: inspect.Type, name: str, index: str) -> inspect.Type:
             for field in option.fields:
                 if field.encode_name == name:
                     return field.type
+            if name and name == option.tag_field:
+                return inspect.LiteralType(tuple(o.tag for o in _options(outer) if isinstance(o, inspect.StructType)))
         elif isinstance(option, inspect.ListType | inspect.VarTupleType) and index not in ("", "*"):
             return option.item_type
         elif isinstance(option, inspect.DictType) and index == "*":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ ModelName = Annotated[str, Meta(max_length=1024)]
 AdapterName = Annotated[str, Meta(max_length=256)]
 Note = Annotated[str, Meta(max_length=1024)]
 """The caller's own bookkeeping: taken, and of no effect on the result."""
+Verbosity = Literal["low", "medium", "high"]
 ObjectOfAny = Annotated[dict[str, Any], Meta(max_length=64)]
 
 

@@ -78,7 +78,7 @@ def template_options(body: ChatBody, reading: Reading) -> dict[str, Any]:
     if body.continue_final_message and (body.add_generation_prompt or body.messages[-1].get("role") != "assistant"):
         text = "continue_final_message needs a last message of the assistant, and no add_generation_prompt"
         raise Problem(400, text, param="continue_final_message")
-    names = ("reasoning_effort", "add_generation_prompt", "continue_final_message", "documents")
+    names = ("reasoning_effort", "verbosity", "add_generation_prompt", "continue_final_message", "documents")
     return {
         **(WITHOUT_REASONING if body.reasoning_effort == "none" else {}),
         **{name: value for name in names if (value := getattr(body, name)) is not None},

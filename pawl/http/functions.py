@@ -27,7 +27,7 @@ def with_tools(body: ChatBody) -> ChatBody:
         body,
         messages=messages,
         tools=[Tool("function", function) for function in body.functions],
-        tool_choice=ToolChoice("function", choice) if isinstance(choice, ToolReference) else choice,
+        tool_choice=ToolChoice(choice) if isinstance(choice, ToolReference) else choice,
         parallel_tool_calls=False,
     )
 

@@ -36,6 +36,7 @@ NAMES = {
     "/v1/completions": completions.NAMES,
     "/v1/chat/completions": openai.CLIENT_NAMES,
     "/v1/responses": responses.NAMES,
+    "/v1/responses/input_tokens": responses.NAMES,
     "/generate": native.CLIENT_NAMES,
     "/v1/embeddings": embeddings.NAMES,
     "/pooling": embeddings.NAMES,

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from pawl.actors import fields
 from pawl.actors.sampling import Count, TopLogprobs
-from pawl.http.call_fields import CallFields, Note, ObjectOfAny
+from pawl.http.call_fields import CallFields, Note, ObjectOfAny, Verbosity
 from pawl.http.errors import Problem
 from pawl.http.schemas import ChatBody
 from pawl.http.tool_fields import Schema, ToolName, ToolText
@@ -27,11 +27,24 @@ class ResponseTool(msgspec.Struct, omit_defaults=True):
     strict: bool | None = None
 
 
-class ResponseToolChoice(msgspec.Struct, forbid_unknown_fields=True):
+class ResponseToolChoice(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
     """The one tool that must be called."""
+
+    name: ToolName
+
+
+class ResponseAllowedTool(msgspec.Struct):
+    """One of the tools that may be called."""
 
     type: Literal["function"]
     name: ToolName
+
+
+class ResponseAllowedTools(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    """Some of the tools may be called, and no others."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseAllowedTool], Meta(min_length=1, max_length=128)]
 
 
 class ResponseReasoning(msgspec.Struct):
@@ -40,10 +53,11 @@ class ResponseReasoning(msgspec.Struct):
     effort: Effort | None = None
 
 
-class ResponseText(msgspec.Struct):
+class ResponseText(msgspec.Struct, omit_defaults=True):
     """`text`: the form of what is said."""
 
     format: ObjectOfAny | None = None
+    verbosity: Verbosity | None = None
 
 
 class ResponsesBody(CallFields, kw_only=True):
@@ -53,7 +67,7 @@ class ResponsesBody(CallFields, kw_only=True):
     instructions: str | None = None
     max_output_tokens: Count | None = None
     tools: Annotated[list[ResponseTool], Meta(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | ResponseAllowedTools | None = None
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
     reasoning: ResponseReasoning | None = None
@@ -93,7 +107,9 @@ def chat_of(body: ResponsesBody) -> ChatBody:
         chat["tools"] = [_nested(msgspec.to_builtins(tool)) for tool in body.tools]
     if body.tool_choice is not None:
         choice = msgspec.to_builtins(body.tool_choice)
-        chat["tool_choice"] = choice if isinstance(choice, str) else _nested(choice)
+        chat["tool_choice"] = choice if isinstance(choice, str) else _choice(choice)
+    if body.text is not None and body.text.verbosity is not None:
+        chat["verbosity"] = body.text.verbosity
     if body.text is not None and body.text.format is not None:
         chat["response_format"] = _response_format(body.text.format)
     return fields.convert(chat, ChatBody)
@@ -106,6 +122,12 @@ def wants_logprobs(body: ResponsesBody) -> bool:
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     return {"type": flat.pop("type"), "function": flat}
+
+
+def _choice(flat: dict[str, Any]) -> dict[str, Any]:
+    if flat["type"] != "allowed_tools":
+        return _nested(flat)
+    return {"type": flat["type"], flat["type"]: {"mode": flat["mode"], "tools": [*map(_nested, flat["tools"])]}}
 
 
 def _response_format(form: dict[str, Any]) -> dict[str, Any]:

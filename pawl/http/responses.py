@@ -148,7 +148,7 @@ class ResponsesRenderer:
             "service_tier": "default",
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": body.text.format if body.text and body.text.format else {"type": "text"}},
+            "text": {"format": {"type": "text"}, **(msgspec.to_builtins(body.text) if body.text is not None else {})},
             "tool_choice": msgspec.to_builtins(body.tool_choice) if body.tool_choice is not None else "auto",
             "tools": [{"parameters": None, "strict": None, **msgspec.to_builtins(tool)} for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,

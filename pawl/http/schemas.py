@@ -16,11 +16,11 @@ from msgspec import Meta
 
 from pawl.actors.sampling import Count, NamedTokens, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
-from pawl.http.call_fields import AdapterName, ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds
+from pawl.http.call_fields import AdapterName, ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds, Verbosity
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
 from pawl.http.pair_fields import Hosts, Paired, Ports, Rooms
-from pawl.http.tool_fields import Functions, ToolChoice, ToolReference, Tools
+from pawl.http.tool_fields import Choice, Functions, ToolReference, Tools
 from pawl.lifecycle.request import SessionParameters
 
 Choices = Annotated[int, Meta(ge=1, le=128)]
@@ -114,7 +114,7 @@ class ChatBody(OpenAiBody, kw_only=True):
     documents: Annotated[list[ObjectOfAny], Meta(max_length=1024)] | None = None
     """For templates that read them."""
     tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     """Whether there may be several calls in one reply."""
     functions: Functions | None = None
@@ -122,6 +122,8 @@ class ChatBody(OpenAiBody, kw_only=True):
     function_call: Literal["none", "auto"] | ToolReference | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """For templates that read it; none: without reasoning, where the template can say so."""
+    verbosity: Verbosity | None = None
+    """For templates that read it."""
     separate_reasoning: bool | None = None
     """Whether reasoning stands in a member of its own, and not in the content."""
     stream_reasoning: bool | None = None
@@ -135,7 +137,6 @@ class ChatBody(OpenAiBody, kw_only=True):
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
-    verbosity: Any = None
     chat_template: Any = None
 
 
@@ -274,7 +275,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: ObjectOfAny | None = None
     tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: Choice | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,9 @@ from pawl.http.context import ServerContext
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, json_response
 from pawl.http.openai import check_model
-from pawl.http.schemas import ChatBody, DetokenizeBody, TokenizeBody
+from pawl.http.response_fields import ResponsesBody, chat_of
+from pawl.http.responses import UNSUPPORTED
+from pawl.http.schemas import ChatBody, DetokenizeBody, TokenizeBody, refuse_unsupported
 from pawl.http.tools import ReasoningMarks, reading_of
 
 T = TypeVar("T")
@@ -56,6 +58,12 @@ class Beside:
             self._num_calls -= 1
 
 
+def _chat_of(body: TokenizeBody) -> ChatBody:
+    """The chat whose messages are in `body`."""
+    names = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools", "tool_choice")
+    return ChatBody(messages=body.messages or [], **{name: getattr(body, name) for name in names})
+
+
 class TokenRoutes(HasContext):
     """What the model's vocabulary makes of text."""
 
@@ -68,6 +76,7 @@ class TokenRoutes(HasContext):
         return [
             *(Route(path, self.tokenize, methods=["POST"]) for path in ("/tokenize", "/v1/tokenize")),
             *(Route(path, self.detokenize, methods=["POST"]) for path in ("/detokenize", "/v1/detokenize")),
+            Route("/v1/responses/input_tokens", self.count, methods=["POST"]),
             Route("/tokenizer_info", self.tokenizer_info, methods=["GET"]),
         ]
 
@@ -79,7 +88,7 @@ class TokenRoutes(HasContext):
         if len(given) != 1:
             raise Problem(400, "send exactly one of prompt, text and messages", param="prompt")
         words = body.prompt if body.prompt is not None else body.text
-        text = await self._written(body) if words is None else words
+        text = await self._written(_chat_of(body)) if words is None else words
         texts = [text] if isinstance(text, str) else text
         size = sum(map(len, texts))
         if size > MAX_TEXT:
@@ -99,10 +108,20 @@ class TokenRoutes(HasContext):
             reply["token_strs"] = named[0] if single else named
         return json_response(reply)
 
-    async def _written(self, body: TokenizeBody) -> str:
+    @takes(ResponsesBody)
+    async def count(self, request: Request, body: ResponsesBody) -> Response:
+        """How many tokens the input of such a call of `/v1/responses` has."""
+        check_model(self.context.info, body.model)
+        refuse_unsupported(body, UNSUPPORTED)
+        text = await self._written(chat_of(body))
+        if len(text) > MAX_TEXT:
+            raise Problem(413, f"one call takes {MAX_TEXT} characters, not {len(text)}", param="input")
+        beside, _ = self._lane(len(text))
+        count = await beside.do(len(text), lambda: len(self.context.tokenization.encode(text, False)))
+        return json_response({"object": "response.input_tokens", "input_tokens": count})
+
+    async def _written(self, chat: ChatBody) -> str:
         """What the chat template makes of the messages, as a call of `/v1/chat/completions` would have it."""
-        names = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools", "tool_choice")
-        chat = ChatBody(messages=body.messages or [], **{name: getattr(body, name) for name in names})
         check_messages(chat.messages)
         options = template_options(chat, reading_of(chat, self.context.info, ReasoningMarks()))
         now, size = datetime.now(UTC), LITTLE + size_of(chat.messages)

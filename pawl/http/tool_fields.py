@@ -36,12 +36,32 @@ class ToolReference(msgspec.Struct):
     name: ToolName
 
 
-class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
+class ToolChoice(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="function"):
     """The one tool that must be called."""
+
+    function: ToolReference
+
+
+class AllowedTool(msgspec.Struct):
+    """One of the tools that may be called."""
 
     type: Literal["function"]
     function: ToolReference
 
 
+class AllowedTools(msgspec.Struct, forbid_unknown_fields=True):
+    """Some of the tools, and whether one of them must be called. The model is told of all."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1, max_length=128)]
+
+
+class AllowedChoice(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    """Some of the tools may be called, and no others."""
+
+    allowed_tools: AllowedTools
+
+
+Choice = Literal["none", "auto", "required"] | ToolChoice | AllowedChoice
 Tools = Annotated[list[Tool], Meta(max_length=128)]
 Functions = Annotated[list[ToolFunction], Meta(max_length=128)]

@@ -12,7 +12,7 @@ from pawl.http.errors import Problem
 from pawl.http.grammar import grammar_of
 from pawl.http.info import ServerInfo, Tokenization
 from pawl.http.schemas import ChatBody
-from pawl.http.tool_fields import Tool, ToolChoice
+from pawl.http.tool_fields import AllowedChoice, Choice, Tool, ToolChoice
 from pawl.http.tool_grammar import MOST_CALLS, forced_calls, strict_calls
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 from pawl.parsers.calls import CallParser, PlainCalls
@@ -96,28 +96,37 @@ def reading_of(body: ChatBody, info: ServerInfo, marks: ReasoningMarks) -> Readi
         form = None  # a reply that is kept to a grammar from its beginning has no room for reasoning
     after = None if free else before
     tools, choice = tuple(body.tools or ()), body.tool_choice
-    _check(tools, choice)
-    if choice == "none" or not tools:
+    names = _named(choice)
+    _check(tools, choice, names)
+    callable_ = tuple(tool for tool in tools if not names or tool.function.name in names)
+    mode = choice.allowed_tools.mode if isinstance(choice, AllowedChoice) else choice
+    if mode == "none" or not tools:
         return Reading(reasoning=form, grammar=grammar, before_grammar=after)
     short_ids = info.tool_format == "mistral"
     one = body.parallel_tool_calls is False
-    if choice is not None and choice != "auto":
+    if mode not in (None, "auto"):
         if asked and body.response_format is None:
             raise Problem(400, "a call that must be made leaves no room for another grammar", param="tool_choice")
-        name = choice.function.name if isinstance(choice, ToolChoice) else None
-        callable_ = tuple(tool for tool in tools if name in (None, tool.function.name))
-        most = 1 if one or name is not None else MOST_CALLS
+        most = 1 if one or isinstance(choice, ToolChoice) else MOST_CALLS
         form = form if before is not None else None
         return Reading(callable_, tools, None, most, form, forced_calls(callable_, most), before, short_ids)
     if info.tool_format is None:
         text = "how this model calls tools is not known; choose a format with --tool-call-parser"
         raise Problem(400, text, param="tools", code="unsupported_field")
-    if not asked and info.tool_format == "hermes" and any(tool.function.strict for tool in tools):
-        grammar = strict_calls(tools)
-    return Reading(tools, tools, info.tool_format, 1 if one else None, form, grammar, after, short_ids)
+    kept = len(callable_) < len(tools) or any(tool.function.strict for tool in tools)
+    if not asked and info.tool_format == "hermes" and kept:
+        grammar = strict_calls(callable_)
+    return Reading(callable_, tools, info.tool_format, 1 if one else None, form, grammar, after, short_ids)
 
 
-def _check(tools: tuple[Tool, ...], choice: str | ToolChoice | None) -> None:
+def _named(choice: Choice | None) -> list[str]:
+    """The tools that `choice` names, which alone may be called; none: all may."""
+    if isinstance(choice, AllowedChoice):
+        return [tool.function.name for tool in choice.allowed_tools.tools]
+    return [choice.function.name] if isinstance(choice, ToolChoice) else []
+
+
+def _check(tools: tuple[Tool, ...], choice: Choice | None, named: list[str]) -> None:
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise Problem(400, "each of tools must have a name of its own", param="tools")
@@ -125,6 +134,6 @@ def _check(tools: tuple[Tool, ...], choice: str | ToolChoice | None) -> None:
         return
     if not tools:
         raise Problem(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
-    if isinstance(choice, ToolChoice) and choice.function.name not in names:
-        text = f"tool_choice names {quoted(choice.function.name)}, which is none of tools"
+    if foreign := [name for name in named if name not in names]:
+        text = f"tool_choice names {quoted(foreign[0])}, which is none of tools"
         raise Problem(400, text, param="tool_choice")

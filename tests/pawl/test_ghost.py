@@ -245,6 +245,16 @@ def test_the_client_gets_log_probabilities_that_are_some(client: openai.OpenAI) 
     )
 
 
+def test_the_tokens_of_an_input_are_counted_as_its_reply_counts_them(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "add", "parameters": {"type": "object"}}
+    for more in ({}, {"tools": [tool]}):
+        asked: Any = {"model": "ghost", "instructions": "Add", "input": [{"role": "user", "content": "2 + 3"}], **more}
+        reply = client.responses.create(**asked, max_output_tokens=1)
+        counted = client.post("/responses/input_tokens", body=asked, cast_to=object)
+        assert reply.usage is not None
+        assert counted == {"object": "response.input_tokens", "input_tokens": reply.usage.input_tokens}
+
+
 def test_many_choices_with_a_temperature_differ(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="ghost", prompt="Rivers: ", max_tokens=20, n=4, temperature=1.0, seed=3)
     assert len({choice.text for choice in answer.choices}) == 4

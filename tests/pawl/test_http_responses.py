@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 
 from pawl.actors.messages.generate import Submit
 from pawl.http.response_fields import ResponsesBody, messages_of
@@ -185,6 +186,18 @@ def test_tools_and_choices_reach_the_chat_in_its_own_form(client: httpx.Client, 
     function = {name: value for name, value in ADD.items() if name != "type"}
     assert options["tools"] == [{"type": "function", "function": function}]
     assert options["enable_thinking"] is False
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "add"}]}
+    other = {"type": "function", "name": "other"}
+    respond(client, tools=[ADD, other], tool_choice=choice, text={"verbosity": "low"}, max_output_tokens=1)
+    submit = last_submit(engine)
+    assert submit.template_options["verbosity"] == "low"
+    calls = Draft202012Validator(json.loads(submit.sampling.grammar.text))
+    assert [calls.is_valid([{"name": name, "arguments": {}}]) for name in ("add", "other")] == [True, False]
+
+
+def test_an_input_whose_tokens_are_counted_is_refused_as_one_that_is_answered(client: httpx.Client) -> None:
+    refused = client.post("/v1/responses/input_tokens", json={"input": "hi", "previous_response_id": "resp_1"})
+    assert refused.json()["error"]["param"] == "previous_response_id"
 
 
 @pytest.mark.parametrize(

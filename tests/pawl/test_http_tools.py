@@ -34,6 +34,12 @@ ONE_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_
 SAYS_CALLS = f'Let me see.\n{ONE_CALL}\n<tool_call>\n{{"name": "now"}}\n</tool_call>'
 
 
+def allowed(mode: str, *tools: dict[str, Any]) -> dict[str, Any]:
+    """The choice of one of some tools."""
+    named = [{"type": "function", "function": {"name": tool["function"]["name"]}} for tool in tools]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+
+
 def ask(client: httpx.Client, **fields: Any) -> Any:
     response = client.post("/v1/chat/completions", json={"messages": [USER], **fields})
     assert response.status_code == 200, response.text
@@ -171,6 +177,11 @@ def test_marks_that_are_special_tokens_are_not_hidden_from_the_reader(client: ht
         ({"tools": [ADD, ADD]}, "tools", "a name of its own"),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"tools": [ADD], "tool_choice": "maybe"}, "tool_choice", "'required'"),
+        ({"tools": [ADD], "tool_choice": {"type": "mcp"}}, "tool_choice.type", "one of 'function', 'allowed_tools'"),
+        ({"tools": [ADD], "tool_choice": {}}, "tool_choice.type", "missing"),
+        ({"tools": [ADD], "tool_choice": allowed("auto", ADD, NOW)}, "tool_choice", "'now', which is none of tools"),
+        ({"tools": [ADD], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools", "1 to 128"),
+        ({"tool_choice": allowed("auto", ADD)}, "tool_choice", "there are no tools"),
         (
             {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
             "tool_choice",
@@ -341,6 +352,8 @@ def test_usage_says_how_many_tokens_were_reasoning(client: httpx.Client, engine:
         ({"tool_choice": "required"}, ["add", "now"], MOST_CALLS),
         ({"tool_choice": "required", "parallel_tool_calls": False}, ["add", "now"], 1),
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ["now"], 1),
+        ({"tool_choice": allowed("required", NOW)}, ["now"], MOST_CALLS),
+        ({"tool_choice": allowed("required", NOW, ADD)}, ["add", "now"], MOST_CALLS),
     ],
 )
 def test_a_call_that_must_be_made_is_made_by_a_grammar(
@@ -401,3 +414,13 @@ def test_a_call_that_must_be_made_leaves_no_room_for_another_grammar(client: htt
     response = client.post("/v1/chat/completions", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tool_choice"
+
+
+def test_some_of_the_tools_may_be_called_though_the_model_is_told_of_all(client: httpx.Client, engine: Any) -> None:
+    engine.script = SAYS_CALLS
+    message, _ = message_of(client, tools=[ADD, NOW], tool_choice=allowed("auto", NOW))
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["now"]
+    submit = engine.seen[-1]
+    assert submit.template_options["tools"] == [ADD, NOW]
+    (tag,) = json.loads(submit.sampling.grammar.text)["format"]["tags"]
+    assert '"name": "now"' in tag["begin"]
