@@ -173,9 +173,16 @@ def test_what_remains_is_what_the_failure_needs(noise: list[int], needed: int) -
     def fails(indices: Sequence[int]) -> bool:
         return any(first > 0 and second >= needed for first, second in pairwise(indices))
 
+    tried: list[tuple[int, ...]] = []
+
+    def run(indices: Sequence[int]) -> Choices | None:
+        tried.append(tuple(indices))
+        return recorded(indices) if fails(indices) else None
+
     start = recorded([*noise, 3, 5])
-    shrinker = Shrinker(start, lambda indices: recorded(indices) if fails(indices) else None, most_runs=2000)
+    shrinker = Shrinker(start, run, most_runs=2000)
     assert shrinker.shrink().indices == [1, needed]
+    assert len(set(tried)) == len(tried) == shrinker.num_runs  # none of them twice
     assert cost(shrinker.best) <= cost(start)
 
 

@@ -130,6 +130,16 @@ def test_what_is_said_of_a_request_that_has_not_the_row_changes_no_line(changes:
     assert timeline(records).requests == timeline(STORY.records).requests
 
 
+def test_records_that_begin_anywhere_have_a_timeline_of_what_they_show() -> None:
+    whole = timeline(STORY.records)
+    for at in range(len(STORY.records)):
+        later = timeline(STORY.records[at:])
+        assert {step.step for step in later.steps} <= {step.step for step in whole.steps}
+        known = {request.request: request for request in whole.requests}
+        for request in later.requests:
+            assert request.num_output <= known[request.request].num_output
+
+
 # ---- chrome ----
 
 

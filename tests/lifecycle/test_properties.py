@@ -17,6 +17,7 @@ from pawl.lifecycle.columns import int32s
 from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WEIGHTS
 from pawl.lifecycle.properties.base import Property, Violation, on
+from pawl.lifecycle.properties.equals import Equals, Fate, Seen
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.properties.steps import Malformed
@@ -34,6 +35,7 @@ from pawl.lifecycle.records import (
     Transition,
     WeightGroupMoved,
 )
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Event, State
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
@@ -186,6 +188,29 @@ def test_equal_requests_are_compared_where_the_backend_keeps_that_promise(
     started, *rest = twins((7, 8), (7, 9))
     records = [msgspec.structs.replace(started, config=config), *rest]
     assert any(each.property == "schedule_equivalence" for each in judged(records).violations) == compared
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({}, {"max_new_tokens": 9}, True),
+        ({}, {"stop_token_ids": (7,)}, True),
+        ({"min_new_tokens": 2}, {"min_new_tokens": 2, "stop_token_ids": (7,)}, False),
+        ({"seed": 1}, {"seed": 2}, False),
+        ({"seed": 1, "temperature": 0.0}, {"seed": 2, "temperature": 0.0}, True),
+        ({}, {"top_k": 3}, False),
+    ],
+    ids=str,
+)
+def test_requests_are_equal_if_nothing_that_decides_their_tokens_differs(
+    one: dict[str, Any], other: dict[str, Any], same: bool
+) -> None:
+    submitted = next(record for record in STORY.records if isinstance(record, Submitted))
+    equals, found = Equals(), None
+    for number, parameters in enumerate((one, other)):
+        request = msgspec.structs.replace(submitted, sampling=SamplingParameters(**parameters))
+        found = equals.ended(request, Seen(number, np.array([5, number], np.int32), Fate(False, False, False)))
+    assert (found is not None) == same
 
 
 def test_a_property_sees_the_records_that_concern_it_and_no_others() -> None:

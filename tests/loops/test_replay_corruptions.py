@@ -353,6 +353,8 @@ def test_forged_records_are_noticed_and_named(tmp_path: Path, kind: str) -> None
         report = audited(write(tmp_path / str(seed), FORGERIES[kind](record_run(seed))))
         assert report.verdict is not Verdict.PASS, "a forged trace passed"
         assert report.findings or report.missing, "it is said what is wrong"
+        decided = [found for found in report.findings if found.violation.property == OneDecisionLog.name]
+        assert len(decided) <= 1, "what follows from another decision is no other one"
         if report.verdict is Verdict.INCOMPLETE:
             assert kind in NAMED_AS_MISSING
 

@@ -112,12 +112,23 @@ def test_pages_leave_in_the_order_in_which_they_came(moves: list[tuple[str, set[
         assert order.members().tolist() == sorted(reference)
 
 
-def test_pages_that_come_and_go_for_ever_leave_nothing_behind() -> None:
-    order = PageOrder(8)
+class Counting(PageOrder):
+    """Counts how often all groups are looked through."""
+
+    num_compacted = 0
+
+    def _compact(self) -> None:
+        type(self).num_compacted += 1
+        super()._compact()
+
+
+def test_pages_that_come_and_go_for_ever_leave_nothing_behind_and_are_seldom_looked_through() -> None:
+    order = Counting(8)
     for turn in range(500):
         order.push(as_array(turn % 8))
         order.remove(as_array(turn % 8))
     assert len(order._groups) <= 16
+    assert order.num_compacted <= 500 // 16
 
 
 def test_the_prefix_used_longest_ago_loses_its_window_first() -> None:

@@ -29,7 +29,9 @@ SPARE_S = 20.0
 """Processor time that a test may take beyond what it took when it was measured, many times over."""
 SLOWER = 10.0
 PATIENCE_S = 240.0
-"""Time without any sign of life after which a process waits for ever. Other programs run as well, so it is long."""
+"""Time without any sign of life after which it waits for ever. Other programs run as well, so it is long."""
+PATIENCE_OF_A_TEST_S = 60.0
+"""As much for a test, beyond what it took when it was measured, many times over."""
 SPARE_BYTES = 4 << 30
 
 KILLED = "killed"
@@ -92,8 +94,9 @@ class Judge:
 
         def body(tell: Callable[..., None]) -> None:
             for count, (item, following) in enumerate(zip(items, [*items[1:], None], strict=True), 1):
-                _limit(SPARE_S + SLOWER * seconds.get(item.nodeid, 0.0))
-                tell(what=item.nodeid, count=count)
+                known_s = SLOWER * seconds.get(item.nodeid, 0.0)
+                _limit(SPARE_S + known_s)
+                tell(what=item.nodeid, count=count, patience_s=PATIENCE_OF_A_TEST_S + known_s)
                 reports = runtestprotocol(item, log=False, nextitem=following)
                 if any(report.failed for report in reports):
                     tell(outcome=KILLED, what=item.nodeid, count=count)
@@ -155,7 +158,7 @@ def _listen(reader: int, child: int) -> tuple[dict[str, Any], int]:
     """What the child told until its end, and the signal that ended it."""
     told: dict[str, Any] = {}
     buffer = b""
-    while "outcome" not in told and select.select([reader], [], [], PATIENCE_S)[0]:
+    while "outcome" not in told and select.select([reader], [], [], told.get("patience_s", PATIENCE_S))[0]:
         data = os.read(reader, 1 << 16)
         if not data:
             break
