@@ -130,7 +130,6 @@ class WeightGroups(Actor):
             self._lose(number, refusal)
         elif group.ticket:
             self._received.put(group.ticket, group.member.received)
-            group.ticket = 0
             self._tell(PartsReceived(number))
         else:
             self._tell(GroupMet(number))

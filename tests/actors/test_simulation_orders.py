@@ -198,6 +198,9 @@ def test_what_concerns_everybody_is_independent_of_nothing() -> None:
     assert not quiet.independent(loud)
     assert not loud.independent(quiet)
     assert not quiet.independent(quiet)
+    other = Footprint(frozenset("z"), everything=False)
+    order = Order([Happened("", footprint) for footprint in (quiet, loud, other)])
+    assert order.direct == [(), (0,), (1,)]
 
 
 def test_failures_time_faults_and_dead_letters_concern_everybody() -> None:

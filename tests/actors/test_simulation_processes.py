@@ -36,9 +36,10 @@ class Wanting:
 
 
 def two_processes(source: Any, **budgets: int) -> tuple[SimulatedSystem, Journal]:
-    """`near` watches `far`, who is in another process and is told to say three things to it, once it runs."""
+    """`near` watches `far`, who is in another process and is told to say three things to it, once it runs.
+    `third` is in yet another one."""
     system, journal = SimulatedSystem(source, faults=Faults(**budgets), is_wire=_crosses), Journal()
-    for name in ("near", "far"):
+    for name in ("near", "far", "third"):
         system.spawn(Scribe(journal), name)
     system.watch("near", "far")
     system.processes = Processes(system, str, "near")
@@ -100,6 +101,10 @@ def test_a_process_that_was_given_up_goes_on_and_nobody_hears_it(budget: str, be
     system.send("near", Relay("far", 1))
     system.run()
     assert journal.of("near")[-2] == "refused"
+    system.send("third", Relay("far", 1))
+    system.run()
+    assert "sent" in journal.of("third"), "only the first process has given it up"
+    assert journal.numbers("far") == [0]
 
 
 def test_a_process_that_is_reached_again_has_lost_nothing() -> None:

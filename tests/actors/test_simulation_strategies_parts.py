@@ -180,6 +180,7 @@ def test_what_remains_is_what_the_failure_needs(noise: list[int], needed: int) -
         return recorded(indices) if fails(indices) else None
 
     start = recorded([*noise, 3, 5])
+    assert len(start) == len(noise) + 2
     shrinker = Shrinker(start, run, most_runs=2000)
     assert shrinker.shrink().indices == [1, needed]
     assert len(set(tried)) == len(tried) == shrinker.num_runs  # none of them twice

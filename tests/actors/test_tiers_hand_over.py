@@ -82,6 +82,11 @@ def test_what_is_there_is_sent_at_once_and_the_rest_as_it_is_computed() -> None:
     assert sender.sent == list(KEYS[:4])
     sender.end()
     assert sender.posted[-1][1] == PagesEnd(7, "p", num_cached=3)
+    numbers = [message.number for _, message in sender.posted if isinstance(message, HandedPages)]
+    for number in numbers:
+        assert not sender.outgoing.idle
+        sender.outgoing.taken("d", number)
+    assert sender.outgoing.idle
 
 
 def test_pages_that_nobody_wants_are_not_sent_and_none_twice() -> None:

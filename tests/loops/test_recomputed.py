@@ -136,6 +136,18 @@ def test_every_word_of_a_run_is_what_its_request_gets_alone(pacing: str, mixed: 
     assert scores > 100
 
 
+def test_all_vectors_of_one_step_are_computed_again() -> None:
+    driver = Driver(pacing="lockstep", mixed=True, seed=1, **CONFIG)
+    for word in range(3):
+        driver.submit([word] * 4, 0, temperature=0.0, embed=True, seed=word)
+    while driver.step():
+        pass
+    made = [record.embedded for record in driver.records if isinstance(record, StepCommitted) and record.embedded]
+    assert [len(int32s(embedded.rows)) for embedded in made] == [3]
+    violations, tally = judged([started_of(driver, 1), *DECODER.decode(ENCODER.encode(driver.records))])
+    assert (violations, tally.vectors) == ([], 3)
+
+
 def test_the_runs_of_these_tests_lose_steps_retract_and_find_prefixes() -> None:
     moves = [record for seed in range(4) for record in run_of(seed) if isinstance(record, Transition)]
     assert any(record.event == Event.RETRACT and record.cause == Cause.MEMORY for record in moves)
