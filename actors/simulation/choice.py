@@ -247,6 +247,25 @@ class Suggestion:
         return index if index < len(options) else 0
 
 
+class Guide:
+    """Decides as in a run of something larger, of which some actors, requests or faults may be missing: by label, the
+    first of those recorded and not used yet that is among the options. What was never recorded is decided fairly."""
+
+    SIGHT = 300
+    """Labels that are looked at, from the first that was not used."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._left = list(labels)
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        places = {option.label: index for index, option in enumerate(options)}
+        for at, label in enumerate(self._left[: self.SIGHT]):
+            if label in places:
+                del self._left[at]
+                return places[label]
+        return 0
+
+
 def value_options(name: str, labels: Sequence[str], number: int, *, faults_from: int) -> list[Value]:
     """Options of one decision inside a handler; those from `faults_from` on are faults."""
     return [

@@ -33,6 +33,8 @@ CONTENTION, SCARCITY, APART = 0.2, 0.3, 0.15
 are computed elsewhere."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
+OF_THE_WORKLOAD = 0.6
+"""Share of the time for shrinking in which the workload is made smaller; then the schedule is."""
 NEEDS_A_CACHE = frozenset(
     {"eviction", "host_pages", "storage_pages", "write_policy", "window", "cache_core", "prefillers"}
 )
@@ -123,8 +125,10 @@ def explore(task: Task) -> Iterator[Report]:
         number += 1
         if found is not None:
             yield Report(totals, found)
-            ends = min(task.ends, time.monotonic() + task.shrink_seconds)
-            yield Report(totals, shrunk(found, over=partial(_past, ends)), final=True)
+            now = time.monotonic()
+            seconds = max(0.0, min(task.ends - now, task.shrink_seconds))
+            over, enough = partial(_past, now + seconds), partial(_past, now + seconds * OF_THE_WORKLOAD)
+            yield Report(totals, shrunk(found, over=over, enough=enough), final=True)
             return
         if time.monotonic() - told > REPORT_S:
             told = time.monotonic()

@@ -29,12 +29,12 @@ from pawl.actors.simulation.strategies.coverage import CoverageGuided
 from pawl.actors.simulation.strategies.exhaustive import Exhaustive
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.pos import POS
-from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
+from pawl.actors.simulation.strategies.simple import Fair, Guided, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import KeptPart, kept_parts
 from pawl.testing.replica import MakeProperties, quick_properties, record_properties
-from pawl.testing.smaller import smaller, smallest
+from pawl.testing.smaller import Tried, smaller, smallest
 from pawl.testing.workload import Workload, labels_of
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -46,7 +46,8 @@ STRATEGIES: dict[str, Callable[[int], Strategy]] = {
     "coverage": CoverageGuided,
 }
 """Name on the command line -> maker, given a seed."""
-SCHEDULES_OF_A_SMALLER_ONE = 40
+FEWEST_OF_A_SMALLER_ONE, MOST_OF_A_SMALLER_ONE = 4, 40
+"""Schedules, the more the longer it took to find the first one."""
 STEPS_OF_A_TOKEN = 100
 
 
@@ -173,23 +174,31 @@ def scenario_of(
     return partial(_scenario, workload, faults, properties, model, reached)
 
 
-def shrunk(found: Found, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE, over: Callable[[], bool] = never) -> Found:
-    """First a smaller workload, as long as the same kind of failure is found in one within so many schedules; then a
-    smaller schedule of it. Ends early, with the smallest so far, once `over` says so."""
+def shrunk(found: Found, *, over: Callable[[], bool] = never, enough: Callable[[], bool] = never) -> Found:
+    """First less of everything, as long as the same kind of failure is found in it, until `enough` says so; then a
+    smaller schedule of that. Ends early, with the smallest so far, once `over` says so."""
+    schedules = min(FEWEST_OF_A_SMALLER_ONE + 2 * found.failure.schedule, MOST_OF_A_SMALLER_ONE)
     fails = partial(_explored, found=found, schedules=schedules, most=0, over=over)
-    workload, failure = smallest(found.workload, found.failure, smaller, fails, over=over)
-    found = found._replace(workload=workload, failure=failure)
-    again = _explored(found.workload, found, found.failure.schedule, MOST_RUNS, over)
+    either = partial(_either, enough, over)
+    tried, failure = smallest(Tried(found.workload, found.faults), found.failure, smaller, fails, over=either)
+    found = found._replace(workload=tried.workload, faults=tried.faults, failure=failure)
+    again = _explored(tried, failure, found, 1, MOST_RUNS, over)
     return found if again is None else found._replace(failure=again)
 
 
-def _explored(workload: Workload, found: Found, schedules: int, most: int, over: Callable[[], bool]) -> Failure | None:
-    """A failure of the kind that was found, in this workload."""
+def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
+    return one() or other()
+
+
+def _explored(
+    tried: Tried, before: Failure, found: Found, schedules: int, most: int, over: Callable[[], bool]
+) -> Failure | None:
+    """A failure of the kind that was found, here: under what is left of the schedule of the one before, or others."""
     failure = explore(
-        scenario_of(workload, found.faults, model=found.model),
-        STRATEGIES[found.strategy](found.seed),
+        scenario_of(tried.workload, tried.faults, model=found.model),
+        Guided(before.choices.labels, STRATEGIES[found.strategy](found.seed)),
         schedules,
-        max_steps=most_steps(workload),
+        max_steps=most_steps(tried.workload),
         most_shrink_runs=most,
         over=over,
     ).failure

@@ -11,19 +11,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.actors.runtime.actor import Actor
-from pawl.actors.simulation.choice import Choices, ChoiceSource, Kind, Value
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Guide, Kind, Value
 from pawl.actors.simulation.exploration import Case, explore
 from pawl.actors.simulation.shrinking import Shrinker, cost
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.pos import POS
-from pawl.actors.simulation.strategies.simple import RandomWalk, Strategy
+from pawl.actors.simulation.strategies.simple import Fair, Guided, RandomWalk, Strategy
 from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.toys import Letters, Note, spawn_writers, to, writing
 
 
 def option(name: str, target: str, *, fault: bool = False) -> Value:
     return Value(name, (name, 0), name, target, fault)
+
+
+# ---- what is left of a schedule ----
+
+
+def test_a_guide_decides_by_name_what_is_left_of_a_larger_run_and_the_rest_fairly() -> None:
+    guide = Guide(["gone", "c", "a", "a", "gone", "b"])
+    three = [option(name, "x") for name in "abc"]
+    assert [guide.choose(Kind.NEXT, three) for _ in range(5)] == [2, 0, 0, 1, 0]
+    assert guide.choose(Kind.NEXT, [option("x", "x"), option("gone", "x")]) == 1
+
+
+def test_a_guided_strategy_begins_with_the_schedule_that_it_was_given_and_goes_on_as_another() -> None:
+    def chosen(strategy: Strategy) -> list[int]:
+        assert strategy.begin()
+        return [strategy.choose(Kind.NEXT, [option(name, "x") for name in "abcdefgh"]) for _ in range(20)]
+
+    guided, walk = Guided(["h"] * 20, RandomWalk(3)), RandomWalk(3)
+    assert chosen(guided) == [7] * 20
+    assert [chosen(guided) for _ in range(3)] == [chosen(walk) for _ in range(3)]
+    only = Guided([], Fair())
+    assert [only.begin() for _ in range(3)] == [True, True, False]
 
 
 # ---- PCT ----

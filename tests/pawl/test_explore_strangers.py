@@ -149,7 +149,7 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
     source = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"class {name}" in block)
     (tmp_path / "mine.py").write_text(source)
     assert len(source.splitlines()) <= 12
-    assert explored(part, tmp_path / "mine.py", "--shrink-seconds", "10") == 1
+    assert explored(part, tmp_path / "mine.py", "--shrink-seconds", "300") == 1
     assert DOCUMENTED[part] in capsys.readouterr().out
     assert DOCUMENTED[part] in " ".join(page.split())
 
@@ -160,7 +160,7 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
 def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
     part: str, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert explored(part, parts, "--shrink-seconds", "10") == 1
+    assert explored(part, parts, "--shrink-seconds", "300") == 1
     told = capsys.readouterr()
     assert re.search(FAULTS[part], next(line for line in told.err.splitlines() if line.startswith("found, and saved")))
     assert re.search(FAULTS[part], next(line for line in told.out.splitlines() if line.startswith("schedule ")))

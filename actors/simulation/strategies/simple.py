@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 
-from pawl.actors.simulation.choice import CLOCK, Choices, Kind, Option, count_plain
+from pawl.actors.simulation.choice import CLOCK, Choices, Guide, Kind, Option, count_plain
 
 FAULT_RATE = 0.02
 """Chance of a fault at a decision where one may strike: rare enough that the work gets somewhere between them."""
@@ -53,6 +53,32 @@ class Fair(Strategy):
 
     def choose(self, kind: Kind, options: Sequence[Option]) -> int:
         return 0
+
+
+class Guided(Strategy):
+    """First the schedule of a run of something larger, as far as it goes, then those of another strategy."""
+
+    def __init__(self, labels: Sequence[str], others: Strategy) -> None:
+        self.name, self.wants_states = others.name, others.wants_states
+        self._guide: Guide | None = None
+        self._labels: Sequence[str] | None = labels
+        self._others = others
+
+    def begin(self) -> bool:
+        labels, self._labels = self._labels, None
+        self._guide = None if labels is None else Guide(labels)
+        return self._guide is not None or self._others.begin()
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        return (self._guide or self._others).choose(kind, options)
+
+    def reached(self, state: Hashable) -> None:
+        if self._guide is None:
+            self._others.reached(state)
+
+    def ended(self, choices: Choices) -> None:
+        if self._guide is None:
+            self._others.ended(choices)
 
 
 class Randomized(Strategy):

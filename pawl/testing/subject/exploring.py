@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,8 +165,13 @@ def explore_subject(
 def shrunk(found: Found, *, over: Callable[[], bool] = never) -> Found:
     """A workload that asks less, as long as the same property fails in it, and then a schedule with fewer choices that
     are not the fair one. Ends early, with the smallest so far, once `over` says so."""
-    fails = partial(_fails, found, most=0, over=over)
-    less = partial(smaller, offers=found.kind.offers)
+
+    def less(workload: Workload) -> list[Workload]:
+        return list(smaller(workload, found.kind.offers))
+
+    def fails(workload: Workload, before: Failure) -> Failure | None:
+        return _fails(found, workload, most=0, over=over)
+
     workload, failure = smallest(found.workload, found.failure, less, fails, most=MOST_WORKLOADS, over=over)
     again = _fails(found, workload, most=MOST_RUNS, over=over, schedules=failure.schedule)
     return found._replace(workload=workload, failure=again or failure)
