@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pawl.actors.fields import convert
-from pawl.actors.grammar_fields import GrammarFields, grammars_of, tag_grammar, the_one
+from pawl.actors.grammar_fields import GrammarFields, grammars_of, json_grammar, tag_grammar, the_one
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 
@@ -38,3 +38,10 @@ def test_two_grammars_contradict_each_other_and_none_is_none() -> None:
 def test_a_structure_without_its_ends_is_refused(structure: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"each of tag\.structures must have begin, schema and end"):
         tag_grammar({"structures": [structure], "triggers": ["<"]}, "tag")
+
+
+@pytest.mark.parametrize("schema", ["3", "[]", "null"])
+def test_a_schema_that_is_no_object_is_refused(schema: str) -> None:
+    with pytest.raises(InvalidRequest, match="json_schema must be a JSON Schema, which is an object") as caught:
+        json_grammar(schema, "json_schema")
+    assert caught.value.param == "json_schema"

@@ -8,6 +8,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Outcome, WaitEnds
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, Drain, EndAll
+from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.sessions import CloseSession, ExpireSession, OpenSession
 from tests.loops.driver import Driver
 
@@ -124,3 +125,21 @@ def test_the_timer_of_a_session_that_was_closed_does_not_end_the_next_one_of_its
     assert sessions.by_name["s"].phase is SessionPhase.OPEN
     driver.intake.deliver(ExpireSession("s", sessions.by_name["s"].num_uses), driver.now)
     assert not sessions.by_name
+
+
+def test_what_computes_is_gone_for_who_runs_and_a_step_in_flight_says_so_itself() -> None:
+    driver = Driver(pacing="lockstep")
+    driver.submit(PROMPT, 3)
+    driver.step()
+    assert not driver.loop.in_flight
+    driver.intake.turn(driver.now)
+    assert driver.loop.in_flight
+    driver.intake.deliver(RunnerGone(), driver.now)
+    assert driver.loop.counters.retractions == 0
+    driver.step()
+    assert not driver.loop.in_flight
+    driver.intake.deliver(RunnerGone(), driver.now)
+    assert driver.loop.counters.retractions == 1
+    assert driver.loop.memory.cache.statistics()["pages"] == 0
+    driver.run()
+    assert len(driver.output_of[1]) == 3

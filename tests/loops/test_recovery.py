@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -117,6 +118,27 @@ def test_the_request_that_it_failed_for_ends_alone() -> None:
     driver.run()
     assert driver.output_of[1] == expected([1, 2, 3], 8)
     assert driver.cause(1) == Cause.LENGTH
+
+
+@pytest.mark.parametrize("work", ["retract", "leave"])
+def test_a_request_of_which_a_move_could_not_be_recorded_is_what_it_failed_for(
+    work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = at_work("lockstep", [1, 2, 3], [4, 5])
+    requests, row = driver.loop.requests, int(driver.loop.queues.running()[1])
+    moves = {
+        "retract": partial(requests.retract, row, Cause.MEMORY, driver.now),
+        "leave": partial(requests.leave, row, Event.ABORT, Cause.CLIENT, driver.now),
+    }
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(driver.loop.journal, "moved", fails)
+    with pytest.raises(OSError, match="no space"):
+        moves[work]()
+    assert requests.interrupted() == row
+    assert requests.interrupted() is None
 
 
 def test_a_request_that_could_not_be_admitted_a_while_ago_is_not_what_it_failed_for() -> None:

@@ -17,7 +17,7 @@ from pawl.lifecycle.step_times import StepTimes
 from pawl.loops import snapshot
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.pacing import PACINGS
-from pawl.loops.replay import Diverged, Replay, replay
+from pawl.loops.replay import Diverged, Impossible, Replay, replay
 from pawl.loops.speculation import SpeculationConfig
 from pawl.memory.violation import MemoryViolation
 from tests.loops import test_replay
@@ -235,3 +235,12 @@ def test_a_checkpoint_whose_memory_is_not_that_of_its_digest_is_refused() -> Non
     forged = msgspec.structs.replace(checkpoint, state=msgspec.msgpack.encode(plain))
     with pytest.raises(MemoryViolation):
         Replay.begin(forged)
+
+
+def test_a_checkpoint_from_which_nothing_can_be_made_is_said_to_be_that() -> None:
+    _, checkpoint = next(checkpoints(recorded(0, "lockstep", "radix, lru")))
+    plain = msgspec.msgpack.decode(checkpoint.state or b"")
+    del plain["counters"]
+    for state in (msgspec.msgpack.encode(plain), b"\xc1"):
+        with pytest.raises(Impossible):
+            Replay.begin(msgspec.structs.replace(checkpoint, state=state))

@@ -76,6 +76,9 @@ def test_device_keys_follow_what_the_cache_tells() -> None:
     assert device.removed(Removed(int32s(5))) == [(5, keys[2])]
     assert len(device) == 2
     assert device[3] == keys[1]
+    restored = DeviceKeys("layout", PAGE)
+    restored.restore(device.snapshot())
+    assert restored.items() == device.items() == [(7, keys[0]), (3, keys[1])]
 
 
 def test_a_page_below_an_unknown_page_is_a_broken_law() -> None:
