@@ -198,9 +198,10 @@ def test_the_end_of_a_process_of_this_host_is_seen_by_itself(make_parent: MakePa
     parent = make_parent()
     parent.talk(100)
     parent.child.kill()
+    soon = parent.now + parent.system.process.heartbeat.patience_s / 2  # however often one looks
 
     def down() -> bool:
-        parent.now += 0.01  # less than any silence
+        parent.now = min(parent.now + 0.01, soon)
         parent.sockets.wake()
         return len(parent.listener.heard) == 101
 

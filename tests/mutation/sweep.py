@@ -17,7 +17,7 @@ from hypothesis import Phase, settings
 
 from tests.mutation.edits import ROOMS, Edit, edits_of, enums_of
 from tests.mutation.equivalents import EQUIVALENTS
-from tests.mutation.judging import NO_PROGRAM, Explored, Judge, Verdict
+from tests.mutation.judging import NO_PROGRAM, SURVIVED, Explored, Judge, Verdict
 from tests.mutation.processes import in_processes
 from tests.mutation.reach import EXPLORE, IMPORT, Place, Reach, places_of
 
@@ -250,22 +250,28 @@ class Sweeping:
         return quick, chosen[len(quick) :]
 
     def _test(self, edit: Edit, tests: list[str]) -> Verdict | None:
-        """What these tests say, None where there are none; those that fail without the edit are left out."""
+        """What these tests say, None where there are none. One that fails without the edit, or alone does not fail with
+        it, has noticed nothing."""
+        said: list[Verdict] = []
         while tests:
             verdict = self._judge.test(edit, [self._items[test] for test in tests], self._reach.seconds)
+            said.append(verdict)
             if not verdict.noticed:
-                return verdict
-            if self._is_sound(verdict.what):
+                break
+            if self._is_sound(verdict.what) and self._alone(edit, verdict.what).noticed:
                 self._told[edit.file, edit.function, verdict.what] += 1
-                return verdict
-            tests = [test for test in tests if test != verdict.what]
-            self._items.pop(verdict.what, None)
-        return None
+                break
+            tests = tests[verdict.count :]
+            said[-1] = Verdict(SURVIVED, count=verdict.count, seconds=verdict.seconds)
+        return _joined(*said)
+
+    def _alone(self, edit: Edit | None, test: str) -> Verdict:
+        return self._judge.test(edit, [self._items[test]], self._reach.seconds)
 
     def _is_sound(self, test: str) -> bool:
         """Whether a test that fails with an edit passes without."""
         if test in self._items and test not in self._sound:
-            if self._judge.test(None, [self._items[test]], self._reach.seconds).noticed:
+            if self._alone(None, test).noticed:
                 return False
             self._sound.add(test)
         return True
