@@ -71,6 +71,26 @@ def test_of_a_killed_process_a_beginning_of_its_last_words_is_heard_and_then_tha
     assert not any(str(what).startswith("stopped") for what in journal.of("far")), "nothing of it runs any more"
 
 
+def test_who_was_about_to_do_something_in_a_frozen_process_does_it_afterwards() -> None:
+    done: list[int] = []
+
+    class Noting(Wanting):
+        def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+            labels = [option.label for option in options]
+            if "far goes on" in labels and all(label.startswith(self.last) for label in labels):
+                done.append(journal.of("far").count("sent"))
+                return labels.index("far goes on")
+            return super().choose(kind, options)
+
+    source = Noting()
+    system, journal = two_processes(source, freeze=1)
+    system.run()
+    system.send("far", Relay("near", 3))  # it is ready to take this
+    source.words, source.last = ["freeze far"], "far "
+    system.run()
+    assert (done, heard(journal)) == ([0], [0, 1, 2])
+
+
 def test_what_is_said_to_a_killed_process_is_taken_until_somebody_notices() -> None:
     system, journal = two_processes(Wanting("kill far", last=LOST), kill=1)
     system.send("near", Relay("far", 1))
