@@ -21,6 +21,10 @@ TOKEN_DECAY = 7 / 8
 """What a step with prompts keeps of its weight at the next one."""
 SHARE = 3 / 4
 """Prompts may make a step longer by this share of what it takes without them, however long that is."""
+SHARE_OF_WAITING = 1 / 4
+"""By so much more for each request that waits and has not begun."""
+MOST_SHARE = 3
+"""And by no more than this, however many wait."""
 MEASURED_EVERY = 64
 """Steps with prompts after which one without shows what requests that decode take alone."""
 
@@ -81,15 +85,16 @@ class StepTimes(msgspec.Struct):
         """The next step of requests that decode has no prompts: it is to show what they take alone."""
         return self.mixed >= MEASURED_EVERY and all(prompts for _, _, prompts in self.in_flight)
 
-    def prompt_tokens(self, decoding: int, max_step_s: float | None, chunk: int, page_size: int) -> int:
-        """How many a step may compute beside so many requests that decode: what fits into its time, up to `chunk`, and
-        a page at the least, so that prompts go on; none in a step that measures. Where `max_step_s` is None, or nobody
-        decodes, its time has no bound."""
+    def prompt_tokens(self, decoding: int, waiting: int, max_step_s: float | None, chunk: int, page_size: int) -> int:
+        """How many a step may compute beside so many requests that decode, while so many wait to begin: what fits into
+        its time, up to `chunk`, and a page at the least, so that prompts go on; none in a step that measures. Where
+        `max_step_s` is None, or nobody decodes, its time has no bound."""
         if max_step_s is None or not decoding:
             return chunk
         if self.measuring:
             return 0
         alone_s = self.alone_seconds(decoding)
-        more_s = max(max_step_s - alone_s, SHARE * alone_s)
+        share = min(SHARE + SHARE_OF_WAITING * waiting, MOST_SHARE)
+        more_s = max(max_step_s - alone_s, share * alone_s)
         fit = more_s * self.beyond / self.beyond_s if self.beyond_s > 0 else inf
         return max(int(min(chunk, fit)), page_size)

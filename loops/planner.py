@@ -81,8 +81,9 @@ class UnifiedPlanner:
 
     def budget(self, decoding: int) -> int:
         """Prompt tokens that the next step may compute beside so many requests that decode."""
-        limits, page_size = self.limits, self.queues.memory.page_size
-        return limits.times.prompt_tokens(decoding, self.max_step_s, limits.now.prefill_chunk, page_size)
+        limits, queues = self.limits, self.queues
+        chunk, page_size = limits.now.prefill_chunk, queues.memory.page_size
+        return limits.times.prompt_tokens(decoding, queues.num_waiting, self.max_step_s, chunk, page_size)
 
     def _continue(self, builder: BatchBuilder, budget: int) -> int:
         """Next chunks of prompts that have begun, in order of first admission; what is left of `budget`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
@@ -25,7 +26,8 @@ class _Settings(msgspec.Struct):
 class BoundedGaps(Property):
     """Beside requests that decode, a step computes no more prompt tokens than fit into `max_step_s`, or into three
     quarters more than such a step takes without prompts, whichever is longer, by what steps have taken so far; or one
-    page. After 64 steps with prompts one without shows what requests that decode take alone."""
+    page. For each request that waits and has not begun it is a quarter more, and three times as much more at the most.
+    After 64 steps with prompts one without shows what requests that decode take alone."""
 
     name: ClassVar[str] = "bounded_gaps"
 
@@ -62,7 +64,9 @@ class BoundedGaps(Property):
         prompts = int((step.ends - step.starts)[~step.chained].sum())
         most = prompts
         if limits is not None and prompts:
-            most = self._times.prompt_tokens(decoding, settings.max_step_s, limits.prefill_chunk, settings.page_size)
+            working = int(np.count_nonzero(history.working[: history.num_rows])) - len(step.admitted)
+            waiting, chunk, page_size = len(history.open) - working, limits.prefill_chunk, settings.page_size
+            most = self._times.prompt_tokens(decoding, waiting, settings.max_step_s, chunk, page_size)
         self._times.launched(decoding, prompts, record.time)
         if prompts <= most:
             return ()

@@ -28,6 +28,7 @@ FEATURES: tuple[Feature, ...] = (
         lambda source, values: {"max_step_s": source.pick((0.05, 0.001, 0.5))} if source.chance(0.5) else {},
         ("bounded_gaps", "work_conserving", "one_decision_log", "schedule_equivalence", "bounded_progress"),
         settings=("max_step_ms",),
-        help="milliseconds of a step with prompts beside requests that decode, or 3/4 more than these take, if longer",
+        help="milliseconds of a step with prompts beside requests that decode, or 3/4 more than these take, if longer; "
+        "up to 3 times more while others wait to begin",
     ),
 )

@@ -50,17 +50,20 @@ def as_turn(
     return records
 
 
-def beside(*, alone: bool, prompts: int) -> list[Record]:
-    """A request decodes, `alone` or never so yet, and then beside a prompt of which this much is computed. A step may
-    take 1.1 s for the sake of prompts; one of 6 positions took half a second, and so did the one that decodes alone."""
+def beside(*, alone: bool, prompts: int, waiting: int = 0, max_step_s: float = 1.1) -> list[Record]:
+    """A request decodes, `alone` or never so yet, and then beside a prompt of which this much is computed, while so
+    many wait. A step may take so long for the sake of prompts; one of 6 positions took half a second, and so did the
+    one that decodes alone."""
     story = Story()
     story.start()
     started = story.records[0]
     assert isinstance(started, Started)
-    settings = started.config["loop"] | {"max_step_s": 1.1}
+    settings = started.config["loop"] | {"max_step_s": max_step_s}
     story.records[0] = msgspec.structs.replace(started, config=started.config | {"loop": settings})
     story.submit(1, 0, 6, 6)
     story.submit(2, 1, 12, 6)
+    for number in range(waiting):
+        story.submit(3 + number, 2 + number, 6, 6)
     story.admit(1, 0)
     story.plan(1, Segment(0, 0, 6, pages=((0, 0), (1, 1))))
     story.commit(1, [Event.FIRST_TOKEN], 1)
@@ -103,6 +106,11 @@ CONTROL_CANARIES: dict[str, Canary] = {
     ),
     "more prompt tokens than there is time for": Canary(
         "bounded_gaps", beside(alone=True, prompts=12), "12 prompt tokens beside 1 requests .* have time for 7"
+    ),
+    "more than there is time for, of those who wait": Canary(
+        "bounded_gaps",
+        beside(alone=True, prompts=12, waiting=3, max_step_s=0.1),
+        "12 prompt tokens beside 1 requests .* have time for 10",
     ),
     "a prompt beside requests that were to be measured alone": Canary(
         "bounded_gaps", beside(alone=False, prompts=4), "4 prompt tokens beside 1 requests .* have time for 0"

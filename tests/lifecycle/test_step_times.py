@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.lifecycle.step_times import MEASURED_EVERY, SHARE, StepTimes
+from pawl.lifecycle.step_times import MEASURED_EVERY, MOST_SHARE, SHARE, StepTimes
 
 CHUNK, PAGE = 128, 16
 MAX_STEP_S = 0.05
@@ -24,10 +24,10 @@ class Machine:
         self.times, self.now = StepTimes(), 100.0
         self.in_flight: list[tuple[int, int]] = []
 
-    def step(self, decoding: int, waiting: int = 0) -> tuple[int, float]:
-        """One more step, with as many of the `waiting` prompt tokens as it may have. Prompt tokens and seconds of the
-        step that comes back."""
-        prompts = self.times.prompt_tokens(decoding, self.max_step_s, CHUNK, PAGE)
+    def step(self, decoding: int, waiting: int = 0, queued: int = 0) -> tuple[int, float]:
+        """One more step, with as many of the `waiting` prompt tokens as it may have while `queued` requests have not
+        begun. Prompt tokens and seconds of the step that comes back."""
+        prompts = self.times.prompt_tokens(decoding, queued, self.max_step_s, CHUNK, PAGE)
         prompts = min(prompts - prompts % PAGE, waiting)
         self.times.launched(decoding, prompts, self.now)
         self.in_flight.append((decoding, prompts))
@@ -40,18 +40,23 @@ class Machine:
         return oldest[1], seconds
 
 
-def bound(machine: Machine, decoding: int) -> float:
-    return max(machine.max_step_s, (1 + SHARE) * machine.cost(decoding, 0))
+def bound(machine: Machine, decoding: int, queued: int = 0) -> float:
+    return max(machine.max_step_s, (1 + min(SHARE + queued / 4, MOST_SHARE)) * machine.cost(decoding, 0))
 
 
 milliseconds = st.floats(min_value=0.01, max_value=1000.0).map(lambda number: number / 1000)
 
 
 @given(
-    base=milliseconds, of_row=milliseconds, of_token=milliseconds, decoding=st.integers(1, 200), depth=st.integers(0, 1)
+    base=milliseconds,
+    of_row=milliseconds,
+    of_token=milliseconds,
+    decoding=st.integers(1, 200),
+    queued=st.integers(0, 12),
+    depth=st.integers(0, 1),
 )
 def test_prompts_make_a_step_no_longer_than_its_bound_on_any_machine(
-    base: float, of_row: float, of_token: float, decoding: int, depth: int
+    base: float, of_row: float, of_token: float, decoding: int, queued: int, depth: int
 ) -> None:
     machine = Machine(lambda rows, prompts: base + of_row * rows + of_token * prompts, depth)
     for _ in range(4):
@@ -60,8 +65,16 @@ def test_prompts_make_a_step_no_longer_than_its_bound_on_any_machine(
     for _ in range(depth):  # which were planned before anything was known of prompts
         machine.step(decoding)
     for _ in range(3 * MEASURED_EVERY):
-        prompts, seconds = machine.step(decoding, CHUNK)
-        assert seconds <= bound(machine, decoding) * 1.01 or prompts <= PAGE
+        prompts, seconds = machine.step(decoding, CHUNK, queued)
+        assert seconds <= bound(machine, decoding, queued) * 1.01 or prompts <= PAGE
+
+
+def test_prompts_have_more_of_a_step_the_more_wait_to_begin_and_three_quarters_at_the_most() -> None:
+    machine = Machine(lambda rows, prompts: 1 / 16 + prompts / 1024)
+    for queued in (0, 0, 0):
+        machine.step(32, CHUNK, queued)
+    shares = [machine.times.prompt_tokens(32, queued, MAX_STEP_S, 1000, 1) for queued in (0, 1, 2, 4, 9, 10, 1000)]
+    assert shares == [48, 64, 80, 112, 192, 192, 192]
 
 
 def test_a_long_prompt_whose_tokens_become_dearer_takes_its_share_and_no_more() -> None:
@@ -120,8 +133,8 @@ def test_whatever_steps_take_prompts_go_on(seconds: list[float]) -> None:
 
 def test_beside_nobody_and_without_a_bound_a_step_has_the_whole_chunk() -> None:
     times = StepTimes()
-    assert times.prompt_tokens(0, 1e-9, CHUNK, PAGE) == CHUNK
-    assert times.prompt_tokens(8, None, CHUNK, PAGE) == CHUNK
+    assert times.prompt_tokens(0, 5, 1e-9, CHUNK, PAGE) == CHUNK
+    assert times.prompt_tokens(8, 5, None, CHUNK, PAGE) == CHUNK
 
 
 def test_a_step_that_waited_for_the_one_before_is_not_charged_for_it() -> None:

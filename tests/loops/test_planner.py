@@ -47,6 +47,20 @@ def test_prompts_beside_requests_that_decode_are_cut_to_the_time_that_a_step_has
     assert (driver.steps[0] == (0, 32)) is not mixed
 
 
+def test_those_who_wait_make_steps_longer_until_they_begin() -> None:
+    driver = Timed(max_step_s=1e-6)
+    for _ in range(4):
+        driver.submit([1, 2, 3], 60)
+    for _ in range(4):
+        driver.step()
+    driver.steps.clear()
+    for count in range(9):
+        driver.submit([100 + count, *LONG[:15]], 1)
+    driver.run()
+    beside = [prompts for _, prompts in driver.steps if prompts]
+    assert (beside[0], beside[-1], sum(beside)) == (12, 4, 9 * 16)
+
+
 def test_a_step_without_time_goes_on_with_a_prompt_by_a_page() -> None:
     driver = beside_two_that_decode(max_step_s=1e-6)
     driver.run()

@@ -75,6 +75,14 @@ LIMITS = (
         (Edit(UnifiedPlanner.budget, "prompt_tokens(decoding,", "prompt_tokens(0,"),),
     ),
     Mutant(
+        "who_runs_is_thought_to_wait",
+        Group.LIFECYCLE,
+        "bounded_gaps",
+        "",
+        "Steps are longer than for the sake of those who wait: whoever is served already counts as one of them.",
+        (Edit(UnifiedPlanner.budget, "queues.num_waiting", "len(queues.table.row_of)"),),
+    ),
+    Mutant(
         "newcomers_have_the_time_of_prompts_again",
         Group.LIFECYCLE,
         "bounded_gaps",
