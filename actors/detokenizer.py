@@ -54,6 +54,7 @@ class Detokenizer(Actor):
     """Keeps one `Stream` for each open row. Every request opened here gets exactly one `Done`."""
 
     accepts = Opened | StepTokens
+    roams = True
 
     def __init__(self, vocabulary: Vocabulary, names: Names = NAMES) -> None:
         self._names = names

@@ -61,6 +61,7 @@ class Router(Actor):
     """Every open request, and the replicas that are not lost."""
 
     accepts: Any = FromFront | ForFront | FromReplica | Down | AskExpired | AboutReplicas | PlaceAgain
+    roams = True
 
     def __init__(
         self,

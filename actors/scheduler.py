@@ -79,6 +79,7 @@ class Scheduler(Actor):
     """Owns table, memory and loop of one replica."""
 
     accepts = ToScheduler
+    roams = True
 
     def __init__(
         self, config: LoopConfig, default_timeout_s: float, started: Started | None = None, names: Names = NAMES

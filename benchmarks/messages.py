@@ -45,6 +45,7 @@ class Wall(Actor):
     """Sends each ball back."""
 
     accepts = Ball
+    roams = True
 
     def receive(self, message: Ball) -> None:
         self.context.send("player", message)
@@ -54,6 +55,7 @@ class Player(Actor):
     """Sends the ball again for as many rounds as it should, and notes how long each took."""
 
     accepts = Ball
+    roams = True
 
     def __init__(self, rounds: int) -> None:
         self.left = rounds

@@ -85,6 +85,9 @@ class Actor:
 
     accepts: Any = None
     context: Context
+    roams = False
+    """Its handlers may run in any thread, one at a time: in the one that has read a message for it, which spares a
+    change of threads. Not for actors that use what belongs to one thread (a device, a pool of computing threads)."""
     num_contained = 0
     """Failures that ended a request, or an answer, and not the actor."""
     num_in_a_row = 0

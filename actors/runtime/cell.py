@@ -106,6 +106,7 @@ class Cell:
         """Set when the last handler has returned and everybody concerned was told."""
         self.owner: int | None = None
         """Identifier of the thread that runs the actor."""
+        self.roams = actor.roams
         self.on_timer: Callable[[], None] = lambda: None
         """Called when a timer is set; a driver that is not looping by itself re-arms its clock here."""
         self.context = CellContext(self, host, seed)

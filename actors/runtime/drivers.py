@@ -25,43 +25,114 @@ class Driver(Protocol):
         """Begin to run; returns at once."""
 
 
+class Visitor(threading.local):
+    """This thread: whether it has brought messages from elsewhere, and may run an actor that it wakes by that."""
+
+    may_run = False
+    woken: ThreadDriver | None = None
+
+    def takes(self, driver: ThreadDriver) -> bool:
+        """Whether it will run this one; one at a time."""
+        if not self.may_run or self.woken is not None:
+            return False
+        self.woken = driver
+        return True
+
+    def stays(self) -> None:
+        """It has more to bring, so whom it wakes must run without it."""
+        if (woken := self.leave()) is not None:
+            woken.go()
+
+    def leave(self) -> ThreadDriver | None:
+        """It has brought everything; whom it has to run now."""
+        self.may_run = False
+        woken, self.woken = self.woken, None
+        return woken
+
+
+visitor = Visitor()
+
+
 class ThreadDriver:
-    """Runs the actor in a thread of its own, parked on a lock (no CPU) while there is nothing to do."""
+    """Runs the actor in a thread of its own, parked on a lock (no CPU) while there is nothing to do. One that roams is
+    run by who wakes it, where that is a visitor, until it has nothing to do, while its own thread goes on waiting.
+
+    Whoever ends the mailbox's parking, and nobody else, may run the actor, or has somebody do so."""
 
     def __init__(self, cell: Cell, thread_name: str) -> None:
         self._cell = cell
         self._gate = threading.Lock()
         self._gate.acquire()
-        cell.mailbox.wake = self._gate.release
+        self._until: float | None = None
+        """When the thread, which waits, goes on by itself."""
+        self._overdue = False
+        """It would have gone on, but for another thread that ran the actor."""
+        self.go = self._gate.release
+        """Have the actor's own thread run it. Only for who has ended the parking."""
+        cell.mailbox.wake = self._wake if cell.roams else self.go
         # A daemon: a program that never reaches `stop` must end all the same. Whoever made the system stops it at exit.
         self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
+    def visit(self) -> None:
+        """Run the actor in this thread, which has ended the parking, until there is nothing to do."""
+        try:
+            if self._rests():
+                return
+        except BaseException:
+            self._cell.abandon("its turn was broken off")
+            self.go()
+            raise
+        self.go()
+
+    def _wake(self) -> None:
+        if not visitor.takes(self):
+            self.go()
+
+    def _rests(self) -> bool:
+        """Do what there is to do. False: its own thread is to wait for another time, or to end."""
+        cell, mailbox = self._cell, self._cell.mailbox
+        while True:
+            self._empty()
+            if cell.phase is Phase.ENDED or cell.deadline() != self._until:
+                return False
+            if mailbox.park():
+                return not (self._overdue and mailbox.unpark())
+
     def _run(self) -> None:
         cell, mailbox = self._cell, self._cell.mailbox
         try:
             cell.begin()
             while True:
-                while cell.step():
-                    pass
+                self._empty()
                 if cell.phase is Phase.ENDED:
                     return
+                # Behind the parking another thread may be at its timers.
+                self._until = cell.deadline()
                 if mailbox.park():
                     self._wait()
         finally:
             cell.abandon("its thread died")
 
+    def _empty(self) -> None:
+        cell = self._cell
+        cell.owner = threading.get_ident()
+        while cell.step():
+            pass
+        cell.owner = None
+
     def _wait(self) -> None:
-        due = self._cell.deadline()
-        timeout_s = -1.0 if due is None else max(0.0, due - self._cell.context.now())
+        timeout_s = -1.0 if self._until is None else max(0.0, self._until - self._cell.context.now())
         if self._gate.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
             return
         # Timed out. A sender may have ended the parking a moment ago; its release is then on the way and must not be
         # left over for the next wait.
+        self._overdue = True
         if not self._cell.mailbox.unpark():
             self._gate.acquire()
+        self._overdue = False
 
 
 class LoopDriver:

@@ -1,6 +1,6 @@
 """Systems of one process that talk over real ipc sockets, as one system: a front, and two replicas that have a link
-with each other as well. Actors are dealt out in turn, and whoever sends from outside does so from the system after the
-one in which the receiver lives."""
+with each other as well. Actors are dealt out in turn, every other one roams, and whoever sends from outside does so
+from the system after the one in which the receiver lives."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class LinkedSystems:
     def spawn(self, actor: Actor, name: str, *, capacity: int = 1024, overflow: Overflow = Overflow.REJECT) -> None:
         if name in self.names:
             raise ValueError(f"there is an actor {name!r} already")
+        actor.roams = len(self.names) % 2 == 0
         self.all[len(self.names) % len(NAMES)].spawn(actor, name, capacity=capacity, overflow=overflow)
         self.names.append(name)
         wait_for(lambda: all(system.find(name) is not None for system in self.all))

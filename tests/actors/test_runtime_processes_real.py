@@ -49,7 +49,8 @@ class Parent:
         self.system = ProcessSystem(process, clock=lambda: self.now)
         # Room for every answer: one more than the echo takes at once would be refused while this process is busy.
         self.system.spawn(self.listener, "listener", capacity=4096)
-        self.link = self.system.connect("child", self.sockets.bind(address, read_keys(keys) if keys else None))
+        self.wire = self.sockets.bind(address, read_keys(keys) if keys else None)
+        self.link = self.system.connect("child", self.wire)
         self.system.start()
         words = [sys.executable, "-m", "tests.actors.process_child", address, *([str(keys)] if keys else [])]
         self.child = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE)
@@ -97,7 +98,7 @@ def test_one_that_is_killed_is_down_after_everything_it_said(make_parent: MakePa
     parent.child.wait()
     parent.link.ends("killed by signal 9")
     parent.now = 1.0
-    parent.sockets.wake()
+    parent.wire.wake()
     wait_for(lambda: len(parent.listener.heard) == 101)
     assert parent.listener.heard[-1] == Down("echo", "lost: killed by signal 9")
     assert not parent.system.send("echo", Ping(1))
@@ -111,7 +112,7 @@ def test_one_that_stands_still_is_down_when_its_heartbeats_are_missed(make_paren
 
     def down() -> bool:
         parent.now += parent.system.process.heartbeat.patience_s
-        parent.sockets.wake()
+        parent.wire.wake()
         return isinstance(parent.listener.heard[-1], Down)
 
     wait_for(down)
@@ -202,7 +203,7 @@ def test_the_end_of_a_process_of_this_host_is_seen_by_itself(make_parent: MakePa
 
     def down() -> bool:
         parent.now = min(parent.now + 0.01, soon)
-        parent.sockets.wake()
+        parent.wire.wake()
         return len(parent.listener.heard) == 101
 
     wait_for(down)

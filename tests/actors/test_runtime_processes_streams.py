@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from pawl.actors.runtime.codec import Frame
 from pawl.actors.runtime.processes.frames import MOST_BYTES, MOST_FRAMES
+from pawl.actors.runtime.processes.readers import Readers, polling_streams
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.streams import AT_ONCE_BYTES, Broken, Incoming, after
 from tests.actors.linked_systems import wait_for
@@ -113,7 +116,12 @@ class Noted:
         return 1e12
 
 
-def test_a_wire_takes_no_more_while_it_is_full_and_says_when_it_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["any", "without epoll"])
+def test_a_wire_takes_no_more_while_it_is_full_and_says_when_it_does(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if system != "any":
+        monkeypatch.delattr(select, "epoll", raising=False)
     sockets, elsewhere = Sockets(), Sockets()
     one: Any = Noted()
     other: Any = Noted()
@@ -154,7 +162,7 @@ def test_what_is_no_message_is_counted_and_ends_the_wire(tmp_path: Path) -> None
 
 
 def test_where_there_is_no_wire_nothing_is_looked_after() -> None:
-    sockets = Sockets()
+    readers = Readers(polling_streams(), time.monotonic)
+    readers.close()
     # A time an hour after the start of the machine is past, and a wait that is over at once keeps a core busy.
-    assert sockets._tick() == math.inf
-    sockets.close()
+    assert readers._tick() == math.inf

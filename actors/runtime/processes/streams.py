@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pawl.actors.runtime.codec import Frame
+from pawl.actors.runtime.drivers import visitor
 from pawl.actors.runtime.processes.frames import MOST_BYTES, MOST_FRAMES
 from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.wires import IN_A_ROW, ReadingThread, SocketWire
@@ -100,6 +101,7 @@ class StreamWire(SocketWire):
                     self._hear(link, frames)
                 if self._incoming.is_dry:
                     return
+                visitor.stays()
         except BlockingIOError:
             return
         except (OSError, EOFError):
