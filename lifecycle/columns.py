@@ -105,7 +105,7 @@ def float32s(column: Float32Column) -> Float32s:
     return np.frombuffer(column, np.float32) if isinstance(column, bytes) else np.asarray(column, np.float32)
 
 
-_DTYPES = tuple(map(np.dtype, (np.int32, np.uint8, np.bool_, np.float32)))
+_DTYPES = frozenset(map(np.dtype, (np.int32, np.uint8, np.bool_, np.float32)))
 
 
 def encode_column(value: Any) -> bytes:

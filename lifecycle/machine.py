@@ -155,8 +155,6 @@ _CODES: dict[Cause, int] = {cause: code for code, cause in enumerate(CAUSES)}
 # ---- the compiled executor ----
 
 _NUM_STATES, _NUM_EVENTS = max(State) + 1, max(Event) + 1
-_WIDTH = np.array(_NUM_EVENTS, np.intp)
-"""As an array of its own, since numpy takes twice as long with a number of Python's."""
 
 
 def _compile() -> UInt8s:
@@ -200,21 +198,29 @@ def advance_rows(
     cause: Cause = Cause.NONE,
     requests: NDArray[Any] | Sequence[int] | None = None,
 ) -> UInt8s:
-    """The states after one event each, uint8 [n]; the arguments stay as they are.
+    """The states after one event each, uint8 [n], read-only; the arguments stay as they are.
 
     `events` is uint8 [n], or one event for all. Raises IllegalTransition for the first illegal row; `requests`
     (int [n]) lets it name the request.
     """
-    # Widened, because state * num_events does not fit uint8.
-    number = int(events) if isinstance(events, Event) else events.astype(np.intp)
-    targets: UInt8s = _FLAT[_CODES[cause]].take(states.astype(np.intp) * _WIDTH + number)
-    # For a few rows bytes are searched many times quicker than numpy finds their maximum.
-    if ILLEGAL in targets.tobytes():
+    each = np.full(len(states), events, np.uint8) if isinstance(events, Event) else events
+    targets, legal = _targets(states.tobytes(), each.tobytes(), cause)
+    if not legal:
         index = int((targets == ILLEGAL).argmax())
-        event = events if isinstance(events, Event) else Event(int(events[index]))
         request = None if requests is None else int(requests[index])
-        raise IllegalTransition(request, State(int(states[index])), event, cause, index)
+        raise IllegalTransition(request, State(int(states[index])), Event(int(each[index])), cause, index)
     return targets
+
+
+@lru_cache(maxsize=64)
+def _targets(states: bytes, events: bytes, cause: Cause) -> tuple[UInt8s, bool]:
+    """Where each event leads, ILLEGAL where it may not happen, uint8 [n], read-only; and whether all may. Kept, because
+    one step after the other moves the same requests alike."""
+    # Widened, because state * num_events does not fit uint8.
+    wide = np.frombuffer(states, np.uint8).astype(np.intp) * _NUM_EVENTS
+    targets: UInt8s = _FLAT[_CODES[cause]].take(wide + np.frombuffer(events, np.uint8))
+    targets.flags.writeable = False
+    return targets, ILLEGAL not in targets.tobytes()
 
 
 # ---- the reference executor ----

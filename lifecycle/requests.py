@@ -32,6 +32,9 @@ EVERY = np.iinfo(np.int64).max
 FIRST_DRAFT = 2
 """Tokens of a request's first draft at the most."""
 
+FEW = 2
+"""Up to so many rows one after the other take less time than calls of numpy for all of them."""
+
 
 class RequestInfo(msgspec.Struct, eq=False):
     """The part of a request that no vector operation needs."""
@@ -210,11 +213,17 @@ class RequestTable:
 
     def complete(self, rows: Indices, tokens: Int32s) -> Sequence[int]:
         """Indices of those of `rows` that have all they wanted, or drew a stop token. `tokens`: the last of each."""
+        if len(rows) <= FEW:
+            each = enumerate(zip(rows.tolist(), tokens.tolist(), strict=True))
+            return [index for index, (row, token) in each if self._ends_with(row, token)]
         done = self.num_tokens[rows] >= self.max_tokens[rows]
         stops = self.stop_tokens.take(rows, axis=0) == tokens[:, None]
         if np.count_nonzero(stops):
             done |= stops.any(1)
         return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
+
+    def _ends_with(self, row: int, token: int) -> bool:
+        return bool(self.num_tokens[row] >= self.max_tokens[row]) or token in self.info(row).sampling.stop_token_ids
 
     def undo_rows(self, rows: Indices, states: UInt8s, num_tokens: Int32s, drafting: Int32s | None) -> None:
         """Put back what was there before a step that could not be committed; `drafting` is None where it stays."""
@@ -229,6 +238,11 @@ class RequestTable:
     def append(self, rows: Indices, tokens: Int32s) -> None:
         """One more token for each of distinct rows."""
         at = self.num_tokens[rows]
+        if len(rows) <= FEW:
+            for row, place, token in zip(rows.tolist(), at.tolist(), tokens.tolist(), strict=True):
+                self.tokens[row, place] = token
+                self.num_tokens[row] = place + 1
+            return
         # One flat index: numpy takes several times as long for a pair of them.
         self._all_tokens[rows * self.tokens.shape[1] + at] = tokens
         self.num_tokens[rows] = at + 1

@@ -125,7 +125,7 @@ class Admission:
             return None
         queues.admitted(builder.transaction, row, granted.slot, granted.num_cached)
         builder.admit(row, granted.slot, 0 if self.adapters is None else self.adapters.slot_of(info.namespace))
-        builder.prefill(segment, memory.entries(granted.slot))
+        builder.prefill(segment, memory.page_table.entries(granted.slot))
         if page is not None:
             computing.add(page)
         info.num_cached = info.num_cached if info.num_retractions else min(granted.num_cached, info.most_cached)

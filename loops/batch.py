@@ -6,6 +6,7 @@ Segments of decoding requests come as one array and stay one; prefill segments a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -125,8 +126,8 @@ class Applied(NamedTuple):
     """`tokens`, and those of requests that have left."""
     counts: Int32s | None
     """Of `recorded`, those of each segment; None: one for each that samples."""
-    ends: Int32s
-    """Positions that are committed, [segments]."""
+    lengths: Int32s
+    """Positions of each segment that are committed, [segments]."""
 
 
 class BatchBuilder:
@@ -188,7 +189,7 @@ class BatchBuilder:
         entries = _concatenate([*replaced, *self.entries])
         count = len(self.decode_rows)
         rows, slots, starts = self.decode_rows, self.decode_slots.astype(np.int32), self.decode_starts
-        lengths, yes, events = _ONES.lengths(count), _ONES.yes(count), _ONES.tokens(count)
+        lengths, yes, events = _ones(count)
         chained, samples, sampled_rows, tokens = yes, yes, rows, _NO_TOKENS
         if self.drafts is not None:
             lengths, tokens = self.drafts
@@ -205,18 +206,16 @@ class BatchBuilder:
             chunks = [self._table.tokens[s.row, s.start : s.start + s.length] for s in self.prefills]
             tokens = np.concatenate((tokens, *chunks), dtype=np.int32)
         batch = StepBatch(
-            step=self.transaction.epoch,
-            slots=slots,
-            starts=starts,
-            lengths=lengths,
-            tokens=tokens,
-            chained=chained,
-            samples=samples,
-            page_slots=entries.slots,
-            page_indices=entries.indices,
-            pages=entries.pages,
-            window_pages=memory.window_pages(entries.pages),
-            admitted=tuple(self.admissions),
+            self.transaction.epoch,
+            slots,
+            starts,
+            lengths,
+            tokens,
+            chained,
+            samples,
+            *entries,
+            memory.window_pages(entries.pages),
+            tuple(self.admissions),
         )
         attempts = self._table.attempt[rows]
         return ScheduledBatch(
@@ -252,34 +251,11 @@ def _concatenate(entries: list[PageEntries]) -> PageEntries:
             return PageEntries(*(np.concatenate(column) for column in zip(*entries, strict=True)))
 
 
-class _Constants:
-    """Read-only arrays that every decode step needs, made once and sliced."""
-
-    def __init__(self) -> None:
-        self._grow(1024)
-
-    def _grow(self, size: int) -> None:
-        self._lengths: Int32s = np.ones(size, np.int32)
-        self._yes = np.ones(size, np.bool_)
-        self._tokens = np.full(size, Event.TOKEN, np.uint8)
-        for array in (self._lengths, self._yes, self._tokens):
-            array.flags.writeable = False
-
-    def _fit(self, count: int) -> None:
-        if count > len(self._yes):
-            self._grow(2 * count)
-
-    def lengths(self, count: int) -> Int32s:
-        self._fit(count)
-        return self._lengths[:count]
-
-    def yes(self, count: int) -> NDArray[np.bool_]:
-        self._fit(count)
-        return self._yes[:count]
-
-    def tokens(self, count: int) -> UInt8s:
-        self._fit(count)
-        return self._tokens[:count]
-
-
-_ONES = _Constants()
+@lru_cache(maxsize=64)
+def _ones(count: int) -> tuple[Int32s, Bools, UInt8s]:
+    """Of `count` requests that decode: a length of one position, true, and the event of a token; read-only. Made once,
+    as the next step has mostly as many."""
+    ones = np.ones(count, np.int32), np.ones(count, np.bool_), np.full(count, Event.TOKEN, np.uint8)
+    for array in ones:
+        array.flags.writeable = False
+    return ones

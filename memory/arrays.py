@@ -15,3 +15,5 @@ Int64s: TypeAlias = NDArray[np.int64]
 UInt8s: TypeAlias = NDArray[np.uint8]
 
 NO_PAGES: Int32s = np.empty(0, np.int32)
+ONE = np.array(1, np.int32)
+"""For sums: numpy takes twice as long with a number of Python's."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pawl.memory.arrays import NO_PAGES, Bools, Indices, Int32s
+from pawl.memory.arrays import NO_PAGES, ONE, Bools, Indices, Int32s
 from pawl.memory.checks import check_counters, check_memory, check_promises
 from pawl.memory.digest import MASK
 from pawl.memory.escrow import Escrow
@@ -50,6 +50,7 @@ class Memory:
         if windows is not None and (len(windows.partners.of), len(windows.start)) != (num_pages, num_slots):
             raise ValueError("the windows are of other pages or slots than there are")
         self.page_size = cache.page_size
+        self._page_size = np.array(self.page_size, np.int32)
         self.windows: Windows = Windows() if windows is None else windows
         self.ledger = Ledger() if windows is None else windows.ledger
         self.pages = PagePool(num_pages, self.page_size, self.ledger)
@@ -57,8 +58,7 @@ class Memory:
         self.escrow = Escrow(num_slots, self.ledger.digest)
         self.cache = cache
         self.max_context = min(max_context, num_pages * self.page_size)
-        width = -(-self.max_context // self.page_size)
-        self.page_table = PageTable(self.ledger.digest, num_slots, width, num_pages)
+        self.page_table = PageTable(self.ledger.digest, num_slots, -(-self.max_context // self.page_size), num_pages)
         self.pools = (self.pages, *self.windows.pools)
         """Every pool of pages: of full pages, and of window pages where there are any."""
         self._undo = Undo(self)
@@ -93,12 +93,6 @@ class Memory:
             self.windows.join(slot, pages)
         return Granted(slot, hold.num_tokens)
 
-    def entries(self, slot: int, first: int = 0) -> PageEntries:
-        """The page-table entries that `slot` has now, from its page `first` on."""
-        pages = self.page_table.row(slot)[first:].copy()
-        indices = np.arange(first, first + len(pages), dtype=np.int32)
-        return PageEntries(np.full(len(pages), slot, np.int32), indices, pages)
-
     def demand(self, slots: Indices, lengths: Int32s) -> Int32s:
         """Pages each slot lacks to reach its length, int32 [n]."""
         demand: Int32s = np.maximum(-(-lengths // self.page_size) - self.page_table.num_pages[slots], 0)
@@ -132,6 +126,14 @@ class Memory:
                 table.append(entries, slots, before + grow)
             table.lengthen(slots, lengths, grown)
         return entries
+
+    def advance(self, transaction: Transaction, slots: Indices, starts: Int32s) -> PageEntries | None:
+        """`extend` by one position each, in less time where nobody needs a page. `starts`: the lengths of the slots."""
+        if np.count_nonzero(starts % self._page_size) < len(starts):
+            return self.extend(transaction, slots, starts + ONE)
+        with transaction.change(self._undo.advance, slots, starts):
+            self.page_table.advance(slots, starts)
+        return NO_ENTRIES
 
     def extend_slot(self, transaction: Transaction, slot: int, length: int) -> Int32s | None:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be. The pages it took, int32 [n]."""
@@ -224,10 +226,10 @@ class Memory:
             self.cache.release(hold, fence)
         self.slots.release(slot, fence)
 
-    def slide(self, slots: Int32s, lengths: Int32s) -> None:
-        """A step is about to be committed that takes these slots to these lengths: window pages that no later query
-        reads go back. Slots whose request has left are passed over."""
-        self.windows.slide(slots, lengths, self.page_table)
+    def slide(self, slots: Int32s, starts: Int32s, counts: Int32s) -> None:
+        """A step is about to be committed that takes these slots so many positions on, but for those whose request has
+        left: window pages that no later query reads go back."""
+        self.windows.slide(slots, starts, counts, self.page_table)
 
     def window_pages(self, pages: Int32s) -> Int32s | None:
         """The partners of `pages`, int32 [n], NO_PAGE for none; None where there is one pool."""

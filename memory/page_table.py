@@ -15,8 +15,8 @@ from zlib import crc32
 
 import numpy as np
 
-from pawl.memory.arrays import NO_PAGES, Indices, Int32s
-from pawl.memory.digest import Digest
+from pawl.memory.arrays import NO_PAGES, ONE, Indices, Int32s
+from pawl.memory.digest import Digest, total
 from pawl.memory.page_pool import consecutive
 from pawl.memory.prefix.base import Hold
 
@@ -40,6 +40,7 @@ class PageTable:
         "_held",
         "_hold_keys",
         "_index_keys",
+        "_indices",
         "_length_keys",
         "_namespaces",
         "_page_keys",
@@ -55,6 +56,8 @@ class PageTable:
         self.num_pages: Int32s = np.zeros(num_slots, np.int32)
         self.length: Int32s = np.zeros(num_slots, np.int32)
         self.holds: list[Hold | None] = [None] * num_slots
+        self._indices: Int32s = np.arange(width, dtype=np.int32)
+        self._indices.flags.writeable = False
         self._digest = digest
         self._slot_keys = digest.keys(num_slots)
         self._index_keys = digest.keys(width)
@@ -77,6 +80,14 @@ class PageTable:
         """Distinct rows grow by so many positions, to these lengths."""
         self._digest.value += self.worth_of_positions(slots, grown)
         self.length[slots] = lengths
+
+    def advance(self, slots: Indices, starts: Int32s) -> None:
+        """Distinct rows grow by one position each, from these lengths."""
+        if len(slots) == 1:
+            self._digest.value += int(self._length_keys[slots[0]])
+        else:
+            self._digest.value += total(self._length_keys.take(slots))
+        self.length[slots] = starts + ONE
 
     def cut(self, slots: Indices, num_pages: Int32s, lengths: Int32s) -> None:
         """Distinct rows are so short again."""
@@ -105,6 +116,13 @@ class PageTable:
         """The slot's pages, int32 [num_pages[slot]]; a view."""
         row: Int32s = self.pages[slot, : self.num_pages[slot]]
         return row
+
+    def entries(self, slot: int, first: int = 0) -> PageEntries:
+        """Those that the slot has now, from its page `first` on."""
+        pages = self.row(slot)[first:].copy()
+        slots = np.empty(len(pages), np.int32)
+        slots.fill(slot)
+        return PageEntries(slots, self._indices[first : first + len(pages)], pages)
 
     def hold(self, slot: int, hold: Hold, namespace: str) -> None:
         """This is held for the row from now on, in place of what was."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pawl.memory.arrays import Indices, Int32s
-from pawl.memory.page_table import PageEntries
+from pawl.memory.page_table import NO_ENTRIES, PageEntries
 
 if TYPE_CHECKING:
     from pawl.memory.memory import Memory
@@ -64,6 +66,10 @@ class Undo:
             self._digest.undoing -= worth + self._table.worth_of_positions(slots[~stayed], grown[~stayed])
             slots, num_pages, lengths = slots[stayed], num_pages[stayed], lengths[stayed]
         self._table.cut(slots, num_pages, lengths)
+
+    def advance(self, slots: Indices, lengths: Int32s) -> None:
+        """The rows had such lengths, and no fewer pages; they grew by one position each."""
+        self.extend(slots, self._table.num_pages[slots], lengths, np.ones(len(slots), np.int32), NO_ENTRIES)
 
     def extend_slot(self, slot: int, num_pages: int, length: int) -> None:
         """`extend` for one slot."""

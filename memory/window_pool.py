@@ -123,14 +123,14 @@ class WindowPool(Windows):
 
     # ---- final ----
 
-    def slide(self, slots: Int32s, lengths: Int32s, table: PageTable) -> None:
-        """Rows are committed up to these lengths: they let go of the window pages that no later query reads.
+    def slide(self, slots: Int32s, starts: Int32s, counts: Int32s, table: PageTable) -> None:
+        """Rows are committed so many positions on from `starts`: they let go of the window pages that no later query
+        reads.
 
         No step in flight reads them either: its queries come after what is committed.
         """
         present = self._present[slots]
-        slots, lengths = slots[present], lengths[present]
-        start = self.first_read(lengths)
+        slots, start = slots[present], self.first_read((starts + counts)[present])
         moved = start > self.start[slots]
         if moved.any():
             slots, start = slots[moved], start[moved]

@@ -39,9 +39,9 @@ class Windows:
 
     # ---- final ----
 
-    def slide(self, slots: Int32s, lengths: Int32s, table: PageTable) -> None:
-        """Rows are committed up to these lengths: they let go of the window pages that no later query reads. Rows that
-        have ended are passed over."""
+    def slide(self, slots: Int32s, starts: Int32s, counts: Int32s, table: PageTable) -> None:
+        """Rows are committed so many positions on from `starts`: they let go of the window pages that no later query
+        reads. Rows that have ended are passed over."""
 
     def leave(self, slot: int, pages: Int32s, fence: int) -> None:
         """The row ends; `pages` are all its full pages. Called before those are given back themselves."""

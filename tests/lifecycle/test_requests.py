@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pawl.lifecycle import requests
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
 from pawl.lifecycle.requests import FIRST_DRAFT, RequestInfo, RequestTable
 from pawl.lifecycle.states import Event, State
@@ -187,3 +190,32 @@ def test_a_row_that_is_freed_keeps_no_prompt(alone: bool) -> None:
     else:
         table.free_rest()
     assert (vars(table)["_prompts"], table.infos) == ({}, [None] * 2)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3), st.booleans()), min_size=1, max_size=8),
+    st.lists(st.integers(20, 24), min_size=8, max_size=8),
+)
+def test_few_rows_and_many_get_their_tokens_alike_and_end_alike(
+    asked: list[tuple[int, int, bool]], drawn: list[int]
+) -> None:
+    tables = []
+    for few in (0, len(asked)):
+        table, rows = RequestTable(len(asked), 16), []
+        for request, (wanted, prompt, stops) in enumerate(asked):
+            stop_token_ids = (21, 23) if stops else ()
+            rows.append(
+                table.open(
+                    info(request, max_new_tokens=wanted, stop_token_ids=stop_token_ids), tokens(prompt), request, INF
+                )
+            )
+            table.place(rows[-1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(requests, "FEW", few)
+            ended = []
+            for turn in range(2):
+                last = np.array(drawn[turn:] + drawn[:turn], np.int32)[: len(rows)]
+                table.append(np.array(rows), last)
+                ended.append(list(table.complete(np.array(rows), last)))
+        tables.append(([columns(table, row) for row in rows], ended))
+    assert tables[0] == tables[1]

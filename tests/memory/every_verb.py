@@ -119,7 +119,7 @@ class EveryVerb(MemoryHistory):
         self.evicted(count)
         assert (pages is None) == (count > len(self.reference.state.free_pages))
         if pages is not None:
-            entries = self.memory.entries(slot, first)
+            entries = self.memory.page_table.entries(slot, first)
             assert entries.pages.tolist() == pages.tolist()
             self.extended({slot: length}, entries)
 

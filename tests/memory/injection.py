@@ -28,6 +28,7 @@ class Injector:
             (memory.page_table, "append"),
             (memory.page_table, "append_to"),
             (memory.page_table, "lengthen"),
+            (memory.page_table, "advance"),
             (memory.page_table, "reach"),
         ]
         others: list[tuple[object, str]] = [

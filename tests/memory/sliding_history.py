@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
@@ -131,7 +132,8 @@ class SlidingHistory(MemoryHistory):
             return
         del self.reads[step.transaction.epoch]
         slots = [slot for slot in step.lengths if slot in self.reference.state.rows]
-        self.memory.slide(as_array(slots), as_array(step.lengths[slot] for slot in slots))
+        lengths = as_array(step.lengths[slot] for slot in slots)
+        self.memory.slide(as_array(slots), np.zeros_like(lengths), lengths)
         for slot in slots:
             # Up to a whole page back, so that the cache can go on at the last full page.
             whole = step.lengths[slot] // self.page_size * self.page_size

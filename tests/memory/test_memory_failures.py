@@ -50,7 +50,7 @@ def memory_with_history(num_pools: int) -> tuple[Memory, list[int]]:
         memory.ledger.prepare(transaction)
         memory.ledger.commit(transaction)
         memory.share_prefix(granted.slot, tokens, "")
-        memory.slide(np.array([granted.slot], np.int32), np.array([len(tokens)], np.int32))
+        memory.slide(np.array([granted.slot], np.int32), np.zeros(1, np.int32), np.array([len(tokens)], np.int32))
         slots.append(granted.slot)
     memory.release(slots.pop())
     transaction = memory.ledger.begin()
@@ -79,7 +79,8 @@ def plan(memory: Memory, transaction: Transaction, slots: list[int]) -> None:
             or memory.extend_slot(transaction, granted.slot, len(tokens)) is None
         ):
             transaction.rollback(savepoint)
-    extend(memory, transaction, slots[1], 8 * PAGE)
+    extend(memory, transaction, slots[1], 8 * PAGE - 1)
+    memory.advance(transaction, np.array(slots[1:]), memory.page_table.length[slots[1:]])
 
 
 def attempt(num_pools: int, way: str, at: int) -> int | None:

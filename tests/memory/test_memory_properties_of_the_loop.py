@@ -209,6 +209,7 @@ UNDOS: dict[str, tuple[type, str, Callable[..., object]]] = {
     "a row stays": (Undo, "admit", lambda *_: None),
     "rows stay long": (PageTable, "cut", lambda *_: None),
     "a row stays long": (Undo, "extend_slot", lambda *_: None),
+    "rows that decode stay long": (Undo, "advance", lambda *_: None),
     "spent promises stay spent": (Undo, "spend_slot", lambda *_: None),
 }
 

@@ -59,7 +59,7 @@ def serve(memory: Memory, *words: int, whole: bool = True) -> int:
         assert memory.extend_slot(transaction, slot, length) is not None
         memory.ledger.prepare(transaction)
         memory.share_prefix(slot, tokens(*words)[:length], "")
-        memory.slide(as_array(slot), as_array(length))
+        memory.slide(as_array(slot), as_array(0), as_array(length))
         memory.ledger.commit(transaction)
         memory.take_replaced()
         memory.check_all()
@@ -194,7 +194,7 @@ def test_two_rows_let_go_of_a_window_they_share_in_one_step() -> None:
         slots.append(granted.slot)
     shared = windows.partners.of[memory.page_table.pages[slots[0], 1:3]]
     assert windows.pool.refcount[shared].tolist() == [3, 3]
-    memory.slide(as_array(*slots), as_array(4 * PAGE, 4 * PAGE))
+    memory.slide(as_array(*slots), as_array(PAGE, PAGE), as_array(3 * PAGE, 3 * PAGE))
     assert windows.pool.refcount[shared].tolist() == [1, 3]
     memory.check_all()
 
