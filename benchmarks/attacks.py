@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attack_shots import ADMIN_KEY, KEY, MARK, Target
+from benchmarks.attack_target import ADMIN_KEY, KEY, MARK, Target
 from benchmarks.machine import resident
 from pawl.gpu.ghost.oracle import expected
 from pawl.http.freed import LOOKS

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attack_shots import ADMIN_KEY, BIG, KEY, LEAVES, MARK, Target
+from benchmarks.attack_shots import BIG, LEAVES
+from benchmarks.attack_target import ADMIN_KEY, KEY, MARK, Target
 from benchmarks.attacks import Report, come_to_rest, judge, server
 from pawl.lifecycle.audit import Verdict
 

@@ -81,6 +81,13 @@ class Matcher(Protocol):
         """One that is where this one is, and goes its own way."""
 
 
+def is_stuck(matcher: Matcher, words: Words) -> bool:
+    """Whether nothing may come next, not even the end. Not to be asked once the matcher is terminated."""
+    bits = np.full(words.mask_words, -1, np.int32)
+    matcher.fill(bits)
+    return not bits.any()
+
+
 class Compiled(Protocol):
     """One grammar, ready for use."""
 

@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-from pawl.gpu.grammars.base import Compiled, GrammarBackend, GrammarRefused, Words
+from pawl.gpu.grammars.base import Compiled, GrammarBackend, GrammarRefused, Words, is_stuck
 from pawl.gpu.grammars.reasoning import AfterReasoning
 from pawl.lifecycle.grammar import Grammar
 
@@ -79,6 +79,8 @@ class Grammars:
             raise GrammarRefused(
                 f"the grammar takes more than {MAX_COMPILED >> 20} MiB when it is compiled; shorten it"
             )
+        if is_stuck(made.matcher(), self.words):
+            raise GrammarRefused("the grammar allows nothing at all: no output of this vocabulary begins as it says")
         with self._lock:
             self._compiled[grammar] = made
             self._trim()

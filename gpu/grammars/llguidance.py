@@ -75,11 +75,13 @@ class LLMatcher:
         return self._ended
 
     def fill(self, bits: Int32s) -> None:
+        if not self._matcher.is_stopped():
+            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        # Where nothing fits the library has stopped just now, and says that the end would.
         if self._matcher.is_stopped():
             bits[:] = 0
-            allow(bits, self._words.end_ids)
-        else:
-            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+            if self._matcher.is_accepting():
+                allow(bits, self._words.end_ids)
 
     def accept(self, token: int) -> bool:
         if self._ended:

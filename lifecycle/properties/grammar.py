@@ -19,6 +19,10 @@ class Fold(Protocol):
     def accept(self, token: int) -> bool:
         """Whether the output may go on with this token; nothing follows an end token."""
 
+    @property
+    def stuck(self) -> bool:
+        """Whether it may go on with none, and may not end either."""
+
 
 class NoFold(Exception):
     """Outputs cannot be followed here. The message says why."""
@@ -30,7 +34,8 @@ Begin: TypeAlias = Callable[[Started, Grammar], Fold]
 
 class GrammarIsAFold(Property):
     """The output of a request with a grammar is accepted, token by token, by a fresh matcher of that grammar, however
-    often the request was retracted or its steps were lost; and no worker draws a token that it refuses."""
+    often the request was retracted or its steps were lost; and no worker draws a token that it refuses, unless it
+    refuses all."""
 
     name: ClassVar[str] = "grammar_is_a_fold"
 
@@ -43,10 +48,9 @@ class GrammarIsAFold(Property):
         submitted = history.submissions.get(record.row)
         if submitted is None or submitted.request != record.request or submitted.sampling.grammar is None:
             return ()
-        if record.cause is Cause.GRAMMAR and record.source in WORKING:
-            return (self.violation(history, "its worker drew a token that its grammar refuses", record.request),)
+        unanswered = record.cause is Cause.GRAMMAR and record.source in WORKING
         tokens = history.output(record.row, record.num_output).tolist()
-        if not tokens or history.started is None:
+        if (not tokens and not unanswered) or history.started is None:
             return ()
         try:
             fold = self._begin(history.started, submitted.sampling.grammar)
@@ -58,4 +62,6 @@ class GrammarIsAFold(Property):
             if not fold.accept(token):
                 text = f"its output is {tokens[: index + 1]}, of which the grammar refuses the last token"
                 return (self.violation(history, text, record.request),)
+        if unanswered and not fold.stuck:
+            return (self.violation(history, "its worker drew a token that its grammar refuses", record.request),)
         return ()

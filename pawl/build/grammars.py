@@ -7,7 +7,7 @@ import structlog
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.config import ConfigError
-from pawl.gpu.grammars.base import GrammarRefused, Words
+from pawl.gpu.grammars.base import GrammarRefused, Matcher, Words, is_stuck
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.select import choose_backend
 from pawl.lifecycle.grammar import Grammar
@@ -34,6 +34,21 @@ def make_grammars(
         raise ConfigError(f"grammar_backend: {backend} is not installed ({error})", "grammar_backend") from error
 
 
+class Followed:
+    """`Fold`: a matcher, and the vocabulary whose masks it fills."""
+
+    def __init__(self, matcher: Matcher, words: Words) -> None:
+        self._matcher = matcher
+        self._words = words
+
+    def accept(self, token: int) -> bool:
+        return self._matcher.accept(token)
+
+    @property
+    def stuck(self) -> bool:
+        return not self._matcher.terminated and is_stuck(self._matcher, self._words)
+
+
 class Folds:
     """`Begin` of recorded runs: the vocabulary of the model that each names, if it is still there."""
 
@@ -44,8 +59,9 @@ class Folds:
 
     def __call__(self, started: Started, grammar: Grammar) -> Fold:
         """See `Begin`."""
+        grammars = self.grammars(started)
         try:
-            return self.grammars(started).get(grammar).matcher()
+            return Followed(grammars.get(grammar).matcher(), grammars.words)
         except GrammarRefused as error:
             raise NoFold(str(error)) from error
 

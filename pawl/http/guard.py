@@ -62,6 +62,11 @@ class Guard:
         if self._hosts is not None and _name(host) not in self._hosts:
             text = f"this server does not answer to {host[:100]!r}; allow it with --allowed-hosts"
             return Problem(403, text, code="host_not_allowed")
+        framing = headers.get(b"transfer-encoding", "chunked").strip().lower()
+        if framing != "chunked":
+            # Whoever forwarded it may have read another body than we would.
+            text = f"transfer-encoding {framing[:50]!r} is not taken: send the body as it is, or in chunks"
+            return Problem(501, text, headers={"connection": "close"})
         if scope["method"] in SAFE_METHODS:
             return None
         return self._foreign(headers, host) or _unreadable(headers, scope["path"] in self._raw)

@@ -14,7 +14,7 @@ from pawl.actors.messages.generate import TokenLogprob, Usage
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.stream import ScoreLists
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.grammars import words_of
+from pawl.build.grammars import Followed, words_of
 from pawl.features.request import BAD_GRAMMAR
 from pawl.gpu.alone import OneAtATime, steps_alone
 from pawl.gpu.ghost.language import adapter_salt_of
@@ -105,7 +105,8 @@ def simulated_grammars() -> Grammars:
 
 def simulated_fold(started: Started, grammar: Grammar) -> Fold:
     """`Begin` of simulated runs."""
-    return simulated_grammars().get(grammar).matcher()
+    grammars = simulated_grammars()
+    return Followed(grammars.get(grammar).matcher(), grammars.words)
 
 
 def drawn_alone(

@@ -19,14 +19,21 @@ GRAMMAR = Grammar(GrammarKind.REGEX, "never read here")
 STORY = sound_run(answered=False)
 
 
+END = -1
+
+
 class Only:
-    """A fold that accepts these tokens, in any order."""
+    """A fold that accepts these tokens, in any order, and with `END` among them nothing more."""
 
     def __init__(self, allowed: Sequence[int]) -> None:
         self._allowed = set(allowed)
 
     def accept(self, token: int) -> bool:
         return token in self._allowed
+
+    @property
+    def stuck(self) -> bool:
+        return END in self._allowed
 
 
 def with_grammar(records: Sequence[Record], request: int = 1) -> list[Record]:
@@ -77,8 +84,10 @@ def test_a_refused_token_that_a_worker_drew_is_reported() -> None:
     end = records[index]
     assert isinstance(end, Transition)
     records[index] = msgspec.structs.replace(end, event=Event.ABORT, target=State.ABORTED, cause=Cause.GRAMMAR)
-    (text,) = explanations(records[: index + 1], sorted(tokens_of(STORY.records)))
+    allowed = sorted(tokens_of(STORY.records))
+    (text,) = explanations(records[: index + 1], allowed)
     assert text == "its worker drew a token that its grammar refuses"
+    assert explanations(records[: index + 1], [*allowed, END]) == []  # nobody could have drawn another
 
 
 def test_what_cannot_be_followed_is_said_and_judged_no_further() -> None:

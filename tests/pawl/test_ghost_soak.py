@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.attack_shots import SHOTS, SIEGES
+from benchmarks.attack_shots import SHOTS
+from benchmarks.attack_sieges import SIEGES
 from benchmarks.attacks import Report, show, soak
 from pawl.lifecycle.audit import Verdict
 

@@ -247,6 +247,28 @@ def test_an_audit_follows_every_output_through_its_grammar_and_computes_it_again
     assert len(monitor.violations) == 4
 
 
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+def test_a_grammar_that_allows_nothing_is_refused_and_one_that_leads_nowhere_ends_its_request(
+    backend: str, tmp_path: Path
+) -> None:
+    cycle = {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}
+    nothing: list[dict[str, Any]] = [{"regex": r"[^\s\S]"}, {"ebnf": "root ::= root"}, {"guided_json": cycle}]
+    settings = {"model": "ghost", "trace_dir": str(tmp_path), "kv_tokens": 4096, "grammar_backend": backend}
+    with (
+        ghost_server(load_ghost(build_config(settings))) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0, verify=False) as client,
+    ):
+        for grammar in nothing:
+            response = client.post("/v1/completions", json={"prompt": "say", "max_tokens": 30, **grammar})
+            assert response.status_code == 400
+            assert "allows nothing at all" in response.json()["error"]["message"]
+        body = {"prompt": "say", "max_tokens": 30, "ebnf": 'root ::= "ab" more\nmore ::= more'}
+        response = client.post("/v1/completions", json=body)
+        assert response.status_code == 400
+        assert "could be drawn" in response.json()["error"]["message"]
+    assert main(["audit", str(tmp_path)]) == 0
+
+
 def test_openais_own_client_parses_what_it_asked_for(server: httpx.Client) -> None:
     class Person(pydantic.BaseModel):
         name: Literal["ann", "bob"]

@@ -91,6 +91,16 @@ def test_a_packed_body_is_refused_by_its_name(guarded: httpx.Client) -> None:
     assert "gzip" in response.text
 
 
+def test_a_body_that_is_framed_in_a_way_that_is_not_read_is_refused(guarded: httpx.Client) -> None:
+    head = b" /generate HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked\r\n\r\n"
+    for method in (b"POST", b"GET"):
+        with socket.create_connection(("127.0.0.1", guarded.base_url.port or 0), 60.0) as client:
+            client.sendall(method + head + b"2\r\n{}\r\n0\r\n\r\n")
+            reply = client.makefile("rb").read()  # to the end of the connection
+        assert reply.startswith(b"HTTP/1.1 501 ")
+        assert b"gzip, chunked" in reply
+
+
 def test_json_by_any_of_its_names_and_no_body_at_all_are_taken(guarded: httpx.Client) -> None:
     for kind in ("application/json", "application/json; charset=utf-8", "application/vnd.api+json"):
         assert guarded.post("/generate", json=BODY, headers={"content-type": kind}).status_code == 200
