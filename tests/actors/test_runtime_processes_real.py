@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -208,6 +209,17 @@ def test_the_end_of_a_process_of_this_host_is_seen_by_itself(make_parent: MakePa
 
     wait_for(down)
     assert parent.listener.heard[-1] == Down("echo", "lost: its end of the link is closed")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+def test_sockets_that_are_closed_keep_no_file_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    sockets = Sockets()
+    sockets.bind(f"ipc://{tmp_path}/link")
+    make_keys(tmp_path / "keys")
+    sockets.bind("tcp://127.0.0.1:0", read_keys(tmp_path / "keys"))
+    sockets.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_tcp_without_keys_is_refused(tmp_path: Path) -> None:

@@ -209,6 +209,14 @@ def test_a_reader_opens_nothing_but_the_pages_of_an_engine(tmp_path: Path, monke
         SharedReader(SharedMemory(process, file.fileno(), bytes(16)))
 
 
+def test_pages_that_nobody_has_any_more_keep_no_file_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    pages = SharedPages(1, PAGE_BYTES, SECRET)
+    assert os.listdir("/proc/self/fd") != before
+    del pages
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_reader_that_is_closed_keeps_no_file_open(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = SharedPages(1, PAGE_BYTES, SECRET)
     monkeypatch.setattr(shared_pages.os, "getpid", lambda: 1)

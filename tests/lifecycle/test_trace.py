@@ -245,6 +245,36 @@ def test_a_checkpoint_begins_a_new_file_once_a_quarter_of_one_is_written(
         assert isinstance(read(writer.path)[0][0], Checkpoint)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux shows them")
+def test_a_writer_that_is_closed_keeps_no_file_open_whatever_became_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    fill(tmp_path, 1 << 20, 3)
+    writer = TraceWriter(tmp_path, 1 << 20)
+
+    def written() -> bool:
+        writer.append(Gap(1, "x"))
+        writer.flush()
+        return not writer.trouble
+
+    def refuses(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    assert written()
+    for file in writer.path.iterdir():
+        file.unlink()
+    assert not written()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuses)
+        assert not written()  # the beginning of the next file
+    assert written()
+    shutil.rmtree(writer.path)
+    assert [written(), written()] == [False, True]
+    writer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_missing_file_in_the_middle_is_corruption(tmp_path: Path) -> None:
     run = fill(tmp_path, 1 << 20, 3).path
     (run / "trace-000001.pawl").unlink()
