@@ -17,6 +17,7 @@ from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.processes.keys import Keys, KeysUnusable, make_keys, read_keys
+from pawl.actors.runtime.processes.link import HUNG_UP_S
 from pawl.actors.runtime.processes.sockets import Sockets, both_ways
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.cli import main
@@ -200,10 +201,10 @@ def test_the_end_of_a_process_of_this_host_is_seen_by_itself(make_parent: MakePa
     parent = make_parent()
     parent.talk(100)
     parent.child.kill()
-    soon = parent.now + parent.system.process.heartbeat.patience_s / 2  # however often one looks
+    wait_for(lambda: parent.link._ends is not None)  # the wire's
+    parent.now += HUNG_UP_S  # less than any silence
 
     def down() -> bool:
-        parent.now = min(parent.now + 0.01, soon)
         parent.wire.wake()
         return len(parent.listener.heard) == 101
 
