@@ -39,3 +39,17 @@ def test_what_our_own_messages_tell_a_struct_by_is_no_field_of_it() -> None:
     with pytest.raises(InvalidRequest, match=r"unknown field 'inner\.type'") as caught:
         convert({"inner": {"type": "theirs"}}, Outer)
     assert (caught.value.param, caught.value.code) == ("inner.type", "unknown_field")
+
+
+class Nested(msgspec.Struct):
+    """Has another one."""
+
+    inner: Nested | None
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    value: dict[str, object] | None = None
+    for _ in range(100_000):
+        value = {"inner": value}
+    with pytest.raises(InvalidRequest, match="given is nested too deeply"):
+        convert(value, Nested, "given")

@@ -9,7 +9,7 @@ import pytest
 from pawl.actors.fields import convert
 from pawl.actors.grammar_fields import GrammarFields, grammars_of, json_grammar, tag_grammar, the_one
 from pawl.actors.text.invalid import InvalidRequest
-from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.grammar import MAX_GRAMMAR, Grammar, GrammarKind
 
 FORMS: dict[str, tuple[Any, Grammar]] = {
     "json_schema": ({"type": "null"}, Grammar(GrammarKind.JSON_SCHEMA, '{"type":"null"}')),
@@ -45,3 +45,18 @@ def test_a_schema_that_is_no_object_is_refused(schema: str) -> None:
     with pytest.raises(InvalidRequest, match="json_schema must be a JSON Schema, which is an object") as caught:
         json_grammar(schema, "json_schema")
     assert caught.value.param == "json_schema"
+
+
+@pytest.mark.parametrize("schema", ["[" * 100_000, '{"items":' * 100_000])
+def test_a_schema_that_is_nested_too_deeply_is_refused(schema: str) -> None:
+    with pytest.raises(InvalidRequest, match="json_schema is nested too deeply"):
+        json_grammar(schema, "json_schema")
+
+
+def test_a_schema_is_as_long_as_it_may_be() -> None:
+    longest = {"const": "x" * (MAX_GRAMMAR - len('{"const":""}'))}
+    assert len(json_grammar(longest, "json_schema").text) == MAX_GRAMMAR
+    with pytest.raises(InvalidRequest, match="characters long"):
+        json_grammar({"const": longest["const"] + "x"}, "json_schema")
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        json_grammar({"const": object()}, "json_schema")

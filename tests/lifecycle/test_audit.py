@@ -13,6 +13,7 @@ import pytest
 
 from pawl.lifecycle.audit import Report, Verdict, audit
 from pawl.lifecycle.records import Closed, Digest, Gap, Record
+from pawl.lifecycle.trace.reader import Damage, DamageKind
 from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.story import PLENTY, changed, sound_run, without, write
@@ -163,6 +164,7 @@ def test_a_killed_engine_leaves_a_trace_that_names_its_open_requests(tmp_path: P
     code = f"""
 import os, signal
 from pathlib import Path
+from pawl.lifecycle.trace.reader import Damage, DamageKind
 from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.story import sound_run
 story = sound_run()
@@ -221,6 +223,19 @@ def test_a_changed_trace_is_corrupt_even_when_it_also_shows_a_violation(tmp_path
 
 
 # ---- rendering ----
+
+
+def test_a_report_has_a_line_for_each_thing_that_is_wrong_with_the_file(tmp_path: Path) -> None:
+    kinds = (DamageKind.TORN, DamageKind.CORRUPT)
+    damage = tuple(Damage(kind, number, f"reason {number}") for number, kind in enumerate(kinds))
+    report = msgspec.structs.replace(
+        audited(tmp_path, STORY.records), damage=damage, missing=("an end", "a start"), contained=("one", "another")
+    )
+    lines = report.text().splitlines()
+    told = [f"  {kind} at block {number}: reason {number}" for number, kind in enumerate(kinds)]
+    assert [line for line in lines if "block " in line and "reason" in line] == told
+    assert [line for line in lines if "incomplete" in line] == ["  incomplete: an end", "  incomplete: a start"]
+    assert [line for line in lines if "survived" in line] == ["  survived: one", "  survived: another"]
 
 
 def test_a_report_says_how_many_ended_by_each_cause(tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def test_a_line_that_is_no_record_is_named(line: str) -> None:
         list(import_jsonl(['{"record": "Idled", "time": 0.5}', line]))
 
 
+def test_empty_lines_are_no_records() -> None:
+    line = '{"record": "Idled", "time": 0.5}'
+    assert list(import_jsonl(["", line, "  \n", line])) == list(import_jsonl([line, line]))
+
+
 # ---- timeline ----
 
 

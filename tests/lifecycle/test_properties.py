@@ -36,7 +36,7 @@ from pawl.lifecycle.records import (
     WeightGroupMoved,
 )
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.states import Event, State
+from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
 from tests.lifecycle.canaries_control import CONTROL_CANARIES
@@ -167,6 +167,35 @@ def test_every_property_can_judge_a_step_that_comes_back_when_the_one_behind_it_
     story.add(StepRolledBack(2, "the worker was lost", story.now()))
     story.commit(1, [Event.FIRST_TOKEN], 1)
     assert not judged(story.records).indigestible
+
+
+def test_a_row_that_is_given_away_while_a_step_in_flight_names_it_is_told() -> None:
+    story = Story()
+    story.start()
+    story.submit(1, 0, 4, 3)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 4, pages=((0, 3),)))
+    story.move(1, 0, State.PREFILLING, Event.ABORT, State.ABORTED, Cause.CLIENT)
+    story.submit(2, 0, 4, 3)
+    story.commit(1, [Event.STALE_TOKEN], 1)
+    (found,) = [each for each in judged(story.records).violations if "given away while" in each.explanation]
+    assert (found.property, found.request) == ("legal_lifecycle", 1)
+
+
+def test_what_no_property_can_say_of_the_end_is_no_verdict() -> None:
+    class Fails(Property):
+        name = "fails"
+
+        def finish(self, history: History) -> Sequence[Violation]:
+            raise KeyError("nobody knows it")
+
+    monitor = Monitor([Fails()])
+    for record in STORY.records:
+        monitor.observe(record)
+    (told,) = monitor.finish()
+    assert monitor.indigestible
+    assert told.property == WELL_FORMED
+    assert "the whole of it" in told.explanation
 
 
 def test_equal_requests_with_equal_outputs_violate_nothing() -> None:
