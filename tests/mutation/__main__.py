@@ -11,7 +11,7 @@ import pytest
 from tests.mutation.edits import ROOMS
 from tests.mutation.page import page
 from tests.mutation.reach import EXPLORE, Measuring, Reach
-from tests.mutation.sweep import ROOT, Hurry, Request, Results, Sweeping, exploration, import_rooms
+from tests.mutation.sweep import ROOT, Hurry, Request, Results, Sweeping, exploration, import_rooms, unreached
 
 TESTS = ("lifecycle", "memory", "loops", "actors", "pawl")
 """Folders of tests that judge."""
@@ -36,6 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--again", action="store_true", help="judge once more what survived so far")
     parser.add_argument("--measure", nargs="*", metavar="TEST", help="only measure which lines (these) tests reach")
+    parser.add_argument("--unreached", action="store_true", help="only list statements that no test was seen to reach")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation", help="of results")
     arguments = parser.parse_args()
@@ -45,6 +46,9 @@ def main() -> int:
         if arguments.measure is not None or not reach.tests:
             _measure(reach, arguments.measure or [])
             reach.save(known)
+        if arguments.unreached:
+            print(*unreached(reach), sep="\n")
+            return 0
         if arguments.measure is None:
             rooms = tuple(arguments.room or ROOMS)
             request = Request(

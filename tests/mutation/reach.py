@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,7 @@ class Reach(msgspec.Struct):
         return [self.tests[number] for number in sorted({test for line in chosen for test in lines.get(line, ())})]
 
 
+@cache
 def places_of(source: bytes) -> dict[str, Place]:
     """Every function of a file, by its qualified name; of several with one name (a property's) the whole span."""
     found: dict[str, Place] = {}

@@ -13,12 +13,12 @@ from types import ModuleType
 
 import pytest
 
-from tests.mutation import judging
+from tests.mutation import judging, sweep
 from tests.mutation.edits import Edit, edits_of
 from tests.mutation.judging import ENDLESS, KILLED, NO_PROGRAM, STUCK, SURVIVED, Explored, Judge, Verdict
 from tests.mutation.planting import lay_over
 from tests.mutation.processes import in_processes
-from tests.mutation.reach import Measuring, Reach
+from tests.mutation.reach import Measuring, Reach, places_of
 from tests.mutation.sweep import Hurry, exploration, in_order
 
 TOY = """\
@@ -195,6 +195,20 @@ def test_reach_knows_which_test_reaches_which_line_also_after_lines_have_moved(t
     edits = edits_of("lifecycle/pawl_toy.py", changed.encode(), {})
     (edit,) = (edit for edit in edits if edit.key == "self.free -= count => pass")
     assert set(reach.of(edit, changed.encode())) == both
+
+
+def test_statements_that_no_test_reaches_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lifecycle").mkdir()
+    (tmp_path / "lifecycle" / "pawl_toy.py").write_text(TOY)
+    edits = edits_of("lifecycle/pawl_toy.py", TOY.encode(), {})
+    reach = Reach(tests=["a test"], functions={"lifecycle/pawl_toy.py": places_of(TOY.encode())})
+    reach.lines = {"lifecycle/pawl_toy.py": {line: [0] for line in range(1, 10)}}
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "edits_in", lambda room: edits if room == "lifecycle" else [])
+    assert list(sweep.unreached(reach)) == [
+        "lifecycle/pawl_toy.py Pages.take: 10, 11, 12",
+        "lifecycle/pawl_toy.py unused: 16",
+    ]
 
 
 def test_random_examples_of_a_sweep_are_not_made_smaller() -> None:
