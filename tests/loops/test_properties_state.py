@@ -20,6 +20,7 @@ from pawl.loops.companion import Companion
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
 from pawl.loops.properties.state import STATE_PROPERTIES, STATEMENTS, name_of
+from pawl.loops.replay import Diverged, Impossible, NotReplayable
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
@@ -258,6 +259,31 @@ def test_an_audit_checks_the_loop_that_decides_again_and_all_of_it_at_the_end() 
     assert _feed(judge, history, records) == []
     _free_a_page_twice(judge._run)
     assert {each.property for each in judge.finish(history)} >= {"conservation"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "num_told"),
+    [
+        (Diverged(9, None, None), 1),
+        (MemoryViolation("a page has one owner"), 1),
+        (Impossible(9, ValueError("no row")), 1),
+        (NotReplayable("an adapter is not recorded"), 0),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_after_what_cannot_be_decided_again_nothing_more_is_judged(
+    failure: Exception, num_told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, history = OneDecisionLog(), History()
+    records = iter(record_run(1))
+    _feed(judge, history, records, steps=10)
+
+    def fails(_: Record) -> None:
+        raise failure
+
+    monkeypatch.setattr(judge._run, "feed", fails)
+    assert len(_feed(judge, history, records, steps=3)) == num_told
+    assert judge.finish(history) == ()
 
 
 def _feed(judge: OneDecisionLog, history: History, records: Iterator[Record], steps: int = -1) -> list[Violation]:
