@@ -179,7 +179,7 @@ class Journal:
         num_cached: int | None = None,
     ) -> None:
         """Fire one event for one request and record it: both, or neither."""
-        source = State(int(table.state[row]))
+        source = table.state_of(row)
         target = table.move(row, event, cause)
         try:
             self.moved(row, table.info(row).request, source, event, target, cause, now, num_cached=num_cached)

@@ -32,6 +32,8 @@ EVERY = np.iinfo(np.int64).max
 FIRST_DRAFT = 2
 """Tokens of a request's first draft at the most."""
 
+_STATES: dict[int, State] = {state: state for state in State}
+"""By number: in an eighth of the time that the enumeration takes to look one up."""
 FEW = 2
 """Up to so many rows one after the other take less time than calls of numpy for all of them."""
 
@@ -169,6 +171,10 @@ class RequestTable:
         if info is None:
             raise KeyError(f"row {row} is free")
         return info
+
+    def state_of(self, row: int) -> State:
+        """Where the request of a row is."""
+        return _STATES[self.state.item(row)]
 
     def known(self, row: int) -> Int32s:
         """Known tokens of a live row, int32 [n], a view: prompt and committed output."""

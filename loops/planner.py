@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pawl.lifecycle.states import Cause, State
+from pawl.lifecycle.states import Cause
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.limits import LimitKeeper
@@ -165,7 +165,7 @@ class UnifiedPlanner:
             if not short or len(running) == 1:
                 return self._able(rows)
             victim = int(running[-1])
-            builder.retracted.append((victim, State(int(queues.table.state[victim]))))
+            builder.retracted.append((victim, queues.table.state_of(victim)))
             queues.retract(victim, Cause.MEMORY)
             rows = rows[rows != victim]
             if not len(rows):

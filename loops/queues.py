@@ -156,7 +156,7 @@ class Queues:
     def retract(self, row: int, cause: Cause) -> State:
         """Take the row's memory away; it starts again from its known tokens when there is room. The state it had."""
         table = self.table
-        source = State(int(table.state[row]))
+        source = table.state_of(row)
         if cause is not Cause.WEIGHTS:  # what other weights have computed is of no use to anybody
             self.keep_prefix(row)
         table.move(row, Event.RETRACT, cause)
@@ -199,8 +199,8 @@ class Queues:
         if sorted(everywhere) != sorted(rows):
             raise AssertionError(f"live rows {sorted(rows)} are not the rows at hand {sorted(everywhere)}")
         for row in (*self.waiting, *self.retracted):
-            if State(int(self.table.state[row])) not in WAITING:
-                raise AssertionError(f"row {row} waits in state {State(int(self.table.state[row])).name}")
+            if self.table.state_of(row) not in WAITING:
+                raise AssertionError(f"row {row} waits in state {self.table.state_of(row).name}")
         for row in (*self.prefilling, *decoding):
             if int(self.table.state[row]) not in (_PREFILLING, _DECODING):
-                raise AssertionError(f"row {row} runs in state {State(int(self.table.state[row])).name}")
+                raise AssertionError(f"row {row} runs in state {self.table.state_of(row).name}")

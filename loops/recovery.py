@@ -58,7 +58,7 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
             if info.num_retractions == info.num_resumed:  # it was its first admission, which gives no rank
                 table.order[row] = NOT_ADMITTED
         elif not _complete(loop, row, culprit, now):
-            source = State(int(table.state[row]))
+            source = table.state_of(row)
             table.move(row, Event.RETRACT, Cause.STEP_LOST)
             table.attempt[row] += 1
             table.info(row).num_retractions += 1

@@ -185,7 +185,7 @@ class Requests:
 
     def begin(self, row: int) -> None:
         """From here on, and until it is done, work is for this request alone."""
-        self.at_work = row, State(int(self.table.state[row]))
+        self.at_work = row, self.table.state_of(row)
         self.recorded = None
 
     @property
@@ -260,7 +260,7 @@ class Requests:
     ) -> None:
         """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
         self.begin(row)
-        source = State(int(self.table.state[row]))
+        source = self.table.state_of(row)
         if source.owns_memory:
             if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
                 self.queues.keep_prefix(row)
@@ -282,7 +282,7 @@ class Requests:
     ) -> None:
         """The last part of `leave`: the request owns nothing any more, and everybody is told that it has ended."""
         table, info = self.table, self.table.info(row)
-        source = State(int(table.state[row]))
+        source = table.state_of(row)
         for companion in self.companions:
             companion.left(row)
         num_prompt = int(table.num_prompt[row])

@@ -43,7 +43,7 @@ MEMORY = (
         "single_owner",
         "17797",
         "A row that starts with cached pages is not counted as one of their users.",
-        Edit(PagePool.share, "self.refcount[index] += 1", "self.refcount[index] += 0"),
+        Edit(PagePool.share, "self.refcount[index] += ONE", "self.refcount[index] += 0"),
     ),
     _mutant(
         "freed_while_the_cache_has_it",
