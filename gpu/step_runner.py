@@ -39,6 +39,8 @@ class RankState(msgspec.Struct, frozen=True, kw_only=True):
     tensor: int
     """Its number among the ranks of its stage."""
     pid: int
+    host: str = ""
+    """Where that is; empty: where its replica's process is."""
     device: str
     max_tokens: int
     """That its pages hold."""

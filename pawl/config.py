@@ -200,10 +200,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     runtime: Annotated[
         Literal["local", "processes"],
-        _meta(
-            "workers",
-            "local: everything in one process; processes, and so with --nodes: a replica in its own",
-        ),
+        _meta("workers", "local: everything in one process; processes, and so with --nodes: a replica in its own"),
     ] = "local"
     dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
     max_dp: Annotated[UpTo64 | None, _feature("workers", "max_dp")] = None
@@ -213,6 +210,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         UpTo64,
         _meta("workers", "hosts that share the replicas out evenly; on each other one, `pawl node --join`"),
     ] = 1
+    nodes_per_replica: Annotated[UpTo64 | None, _meta("workers", "hosts of its stages; else as few as can be")] = None
     head_serves: Annotated[bool, _meta("workers", "the head's host is one of the nodes, and has replicas too")] = True
     ray: Annotated[Text | None, _meta("workers", "Ray cluster that has the hosts: auto, or its HOST:PORT")] = None
     listen: Annotated[Text | None, _meta("workers", "where nodes join, tcp://HOST:PORT")] = None

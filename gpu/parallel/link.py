@@ -33,19 +33,19 @@ class Link:
     """One end of a line."""
 
     def __init__(self, end: socket.socket) -> None:
-        self._socket = end
+        self.socket = end
 
     def fileno(self) -> int:
         """For the child that gets it."""
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     def send(self, frames: Sequence[Frame], limit_s: float | None = None) -> None:
         """Send one message. Raises LineClosed, or LineTimeout when the other end does not take it in time."""
         head = b"".join(map(_NUMBER.pack, [len(frames), *map(len, frames)]))
         try:
-            self._socket.settimeout(limit_s)
+            self.socket.settimeout(limit_s)
             for part in (head, *frames):
-                self._socket.sendall(part)
+                self.socket.sendall(part)
         except TimeoutError as error:
             raise LineTimeout from error
         except OSError as error:
@@ -66,8 +66,8 @@ class Link:
         while view:
             try:
                 # 0 would mean not to wait at all.
-                self._socket.settimeout(None if until is None else max(_SHORTEST_S, until - time.monotonic()))
-                count = self._socket.recv_into(view)
+                self.socket.settimeout(None if until is None else max(_SHORTEST_S, until - time.monotonic()))
+                count = self.socket.recv_into(view)
             except TimeoutError as error:
                 raise LineTimeout from error
             except OSError as error:
@@ -80,8 +80,8 @@ class Link:
     def shut(self) -> None:
         """Let whoever waits for it, here or there, wait no more."""
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """When nobody waits for it."""
-        self._socket.close()
+        self.socket.close()

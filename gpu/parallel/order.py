@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from pawl.gpu.parallel.ranks import IN_VAIN, Line, Ranks, RanksDiverged, StartRanks, StartRefused
+from pawl.gpu.parallel.ranks import IN_VAIN, HostGone, Line, Ranks, RanksDiverged, StartRanks, StartRefused
 from pawl.gpu.parallel.restarts import Restarts
 from pawl.gpu.parallel.wire import Answer, Beside, ForgetSlots, Ready, RunStep, ToRank, Usage
 from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, RankState, RunnerLost, WeightsRefused
@@ -200,6 +200,8 @@ class StepOrder:
         try:
             ranks = self._start(self.model)
             self.restore(ranks)
+        except HostGone:
+            raise
         except Exception as error:  # whatever stood in the way of this start: how many there are is bounded
             log.error("ranks have not started", reason=repr(error))
             self._lost = error
@@ -244,7 +246,7 @@ class StepOrder:
 
 def _state(ready: Ready, usage: Usage | None, restarts: int) -> RankState:
     done: dict[str, Any] = {} if usage is None else msgspec.structs.asdict(usage)
-    same = ("rank", "stage", "tensor", "pid", "device", "max_tokens", "kv_bytes", "shard")
+    same = ("rank", "stage", "tensor", "pid", "host", "device", "max_tokens", "kv_bytes", "shard")
     return RankState(**{name: getattr(ready, name) for name in same}, restarts=restarts, **done)
 
 

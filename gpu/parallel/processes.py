@@ -6,6 +6,7 @@ when this process does, however that ends, for its lines are closed then.
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import socket
@@ -15,13 +16,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from pawl.gpu.children import OwnFolder, start
 from pawl.gpu.parallel.link import Frame, LineClosed, LineTimeout, Link
 from pawl.gpu.parallel.ranks import IN_VAIN, RankLost, StartRefused, check_ready
-from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.parallel.wire import Answer, Beside, Loading, Ready, Setup, StageWeights, ToRank
+from pawl.gpu.parallel.topology import Place, Topology
+from pawl.gpu.parallel.wire import (
+    Answer,
+    Beside,
+    Here,
+    Loading,
+    NextStage,
+    Ready,
+    Setup,
+    StageWeights,
+    ToRank,
+    Waits,
+)
 from pawl.gpu.weights.report import Report, unheard
 
 GRACE_S = 3.0
@@ -41,17 +55,48 @@ class Wire(Protocol):
     def decode(self, frames: Sequence[Frame]) -> Any: ...
 
 
-class RankProcess:
-    """One rank."""
+class OneRank(Protocol):
+    """A rank, on whichever host."""
 
-    def __init__(self, command: Sequence[str], rank: int) -> None:
-        """`command` runs it; the ends of its lines are its last two arguments, as numbers of open files."""
+    @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
+    def steps(self) -> Link: ...
+
+    @property
+    def beside(self) -> Link: ...
+
+    @property
+    def ended(self) -> bool:
+        """Its process has."""
+
+    def lost(self) -> RankLost:
+        """It has closed its line: why."""
+
+
+class SomeRanks(Protocol):
+    """Ranks of one start that live on one host."""
+
+    @property
+    def ranks(self) -> Sequence[OneRank]: ...
+
+    def end(self) -> None:
+        """End them, also where they are stopped; whoever waits for them waits no more. May be called twice."""
+
+
+class RankProcess:
+    """One rank, of this host."""
+
+    def __init__(self, command: Sequence[str], rank: int, here: str = "") -> None:
+        """`command` runs it; the ends of its lines, as numbers of open files, and `here` are its last arguments."""
         self.rank = rank
         pairs = [socket.socketpair() for _ in range(2)]
         theirs = [pair[1].fileno() for pair in pairs]
         try:
             self._child = start(
-                [*command, *map(str, theirs)],
+                [*command, *map(str, theirs), here],
                 stdin=subprocess.DEVNULL,
                 pass_fds=theirs,
                 start_new_session=True,  # an interrupt from a terminal is for the server alone
@@ -87,10 +132,33 @@ class RankProcess:
         return RankLost(self.rank, f"(process {self._child.pid}) {how}", blameless=code == BY_OTHERS)
 
 
+class RanksHere:
+    """`SomeRanks` of this host."""
+
+    def __init__(self, command: Sequence[str], numbers: Sequence[int], here: Callable[[int, Path], Here]) -> None:
+        """`here` of each rank; those of a start meet at a path that nobody else can open."""
+        self._folder = OwnFolder("ranks")
+        self._here = here  # and the memory in which they meet
+        self.ranks: list[RankProcess] = []
+        try:
+            for number in numbers:
+                told = msgspec.json.encode(here(number, self._folder.path / "store")).decode()
+                self.ranks.append(RankProcess(command, number, told))
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """See `SomeRanks.end`."""
+        for rank in self.ranks:
+            rank.kill()
+        self._folder.close()
+
+
 class ProcessLine:
     """`Line` to processes."""
 
-    def __init__(self, ranks: Sequence[RankProcess], links: Sequence[Link], wire: Wire, send_limit_s: float) -> None:
+    def __init__(self, ranks: Sequence[OneRank], links: Sequence[Link], wire: Wire, send_limit_s: float) -> None:
         self._ranks, self._links, self._wire, self._send_limit_s = ranks, links, wire, send_limit_s
         self._busy = Lock()
         """Held by whoever says or hears something."""
@@ -183,39 +251,40 @@ class RankProcesses:
     def __init__(
         self,
         topology: Topology,
-        command: Sequence[str],
-        setup: Callable[[int, Path], Setup],
+        hosts: Sequence[Callable[[], SomeRanks]],
+        setup: Callable[[int], Setup],
         wire: Callable[[], Wire],
         step_limit_s: float,
         report: Report = unheard,
     ) -> None:
-        """`setup` of each rank, which meets the others at a path that nobody else can open; `wire` makes a codec for a
-        line; `report` hears how far they have loaded. Returns when all are ready. Raises RankLost, or StartRefused."""
-        self._folder = OwnFolder("ranks")
-        self._ranks: list[RankProcess] = []
+        """Each of `hosts` starts those of one, in their order; `setup` of each rank; `wire` makes a codec for a line;
+        `report` hears how far they have loaded. Returns when all are ready. Raises RankLost, or StartRefused."""
+        self._hosts: list[SomeRanks] = []
         try:
-            for number in range(topology.size):
-                self._ranks.append(RankProcess(command, number))
+            for start_there in hosts:
+                self._hosts.append(start_there())
         except BaseException:
             self._kill()
             raise
-        self.steps = ProcessLine(self._ranks, [rank.steps for rank in self._ranks], wire(), step_limit_s)
-        self.beside = ProcessLine(self._ranks, [rank.beside for rank in self._ranks], wire(), START_S)
+        ranks = [rank for host in self._hosts for rank in host.ranks]
+        self.steps = ProcessLine(ranks, [rank.steps for rank in ranks], wire(), step_limit_s)
+        self.beside = ProcessLine(ranks, [rank.beside for rank in ranks], wire(), START_S)
         try:
-            encode = wire().encode
-            for rank in self._ranks:
-                with suppress(LineClosed):  # it has ended, and `receive` says why
-                    rank.steps.send(encode(setup(rank.rank, self._folder.path / "store")))
-            self.ready: Sequence[Ready] = [self._ready(each) for each in self.steps.receive(START_S, report)]
+            self._tell(ranks, wire(), [setup(rank.rank) for rank in ranks])
+            if len(hosts) > 1:
+                waits = [_expected(Waits, told).address for told in self.steps.receive(START_S)]
+                self._tell(ranks, wire(), next_stages(topology, waits))
+            self.ready: Sequence[Ready] = [_expected(Ready, each) for each in self.steps.receive(START_S, report)]
             check_ready(self.ready, topology)
         except BaseException:
             self.end()
             raise
 
-    def _ready(self, told: Any) -> Ready:
-        if isinstance(told, Ready):
-            return told
-        raise StartRefused(f"{told.kind}: {told.refusal}")
+    def _tell(self, ranks: Sequence[OneRank], wire: Wire, messages: Sequence[Setup | NextStage]) -> None:
+        """Each another one."""
+        for rank, message in zip(ranks, messages, strict=True):
+            with suppress(LineClosed):  # it has ended, and `receive` says why
+                rank.steps.send(wire.encode(message))
 
     def end(self) -> None:
         """See `Ranks.end`."""
@@ -224,6 +293,25 @@ class RankProcesses:
             line.close()
 
     def _kill(self) -> None:
-        for rank in self._ranks:
-            rank.kill()
-        self._folder.close()
+        for host in self._hosts:
+            host.end()
+
+
+Told = TypeVar("Told", Waits, Ready)
+
+
+def _expected(kind: type[Told], told: Any) -> Told:
+    if isinstance(told, kind):
+        return told
+    raise StartRefused(f"{told.kind}: {told.refusal}")
+
+
+def next_stages(topology: Topology, waits: Sequence[str]) -> list[NextStage]:
+    """For each rank, of all that wait there: the one with its tensor number in the next stage, and behind the last
+    stage in the first one."""
+    start, found = os.urandom(16), []
+    for rank in range(topology.size):
+        stage, tensor = topology.place(rank)
+        behind = topology.rank(Place((stage + 1) % topology.pipeline, tensor))
+        found.append(NextStage(waits[behind], start))
+    return found

@@ -19,7 +19,15 @@ class RankLost(RunnerLost):
 
     def __init__(self, rank: int, why: str, *, blameless: bool = True) -> None:
         super().__init__(f"rank {rank} {why}", blameless=blameless)
-        self.rank = rank
+        self.rank, self.why = rank, why
+
+
+class HostGone(RunnerLost):
+    """A host of ranks is gone, or cannot be reached: no start brings them back, before somebody else has found another
+    one."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, blameless=True)
 
 
 class RanksDiverged(RunnerLost):
@@ -63,7 +71,8 @@ class Ranks(Protocol):
 
 
 StartRanks: TypeAlias = Callable[[str], Ranks]
-"""Starts ranks for the model at this place, and returns when all are ready. Raises RankLost, or StartRefused."""
+"""Starts ranks for the model at this place, and returns when all are ready. Raises RankLost, StartRefused, or
+HostGone."""
 
 
 def check_ready(ready: Sequence[Ready], topology: Topology) -> None:

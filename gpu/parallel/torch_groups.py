@@ -54,10 +54,10 @@ class TorchGroups:
     def __init__(self, topology: Topology, rank: int, device: torch.device, store: Path, limit_s: float) -> None:
         """Meet the others: all of one start name the same file `store`, which no other start has named. Raises
         RuntimeError where they are not all there within `limit_s` seconds, or where one call takes longer later."""
-        if device.type == "cpu":
-            # All on one machine. Without it gloo looks the machine's own name up.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        else:
+        # All on one machine, and to be reached from no other. Without it gloo looks the machine's own name up.
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        if device.type != "cpu":
             torch.cuda.set_device(device)
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl",

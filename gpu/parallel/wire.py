@@ -33,29 +33,55 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int
 
 
-class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a rank begins with. It opens nothing that is not named here."""
+class Here(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank has of its host, from whoever has started it there. It opens nothing that is not named here or in its
+    `Setup`."""
+
+    store: str
+    """Beginning of the names of files at which ranks of this host and start meet."""
+    device: int
+    """Number of its device, where it has one."""
+    threads: int
+    segment: Address | None
+    """Where ranks of the compiled kernels meet, of its stage; None: it is the only one of it, or computes otherwise."""
+    waits_at: str | None = None
+    """Address, tcp://HOST:0, at which ranks of other hosts find it; None: all are on this one."""
+    keys: str | None = None
+    """Folder of the keys for links between hosts."""
+    head: str | None = None
+    """Where the head is found from this host; None: here."""
+    host: str = ""
+    """This host, as people know it; empty: that of the process of its replica."""
+
+
+class Setup(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What a rank of any host begins with."""
 
     rank: int
     topology: Topology
-    store: str
-    """The file at which ranks of this start meet."""
     settings: str
     """Of the server, as JSON."""
     model: str
     """Where the model's folder or file is."""
+    name: str
+    """What has it on a host where it is not there."""
     sizes: Sizes
-    threads: int
     deterministic: bool
     by_kernels: bool
     """It computes by the compiled CPU kernels, and not in plain torch."""
     placement: Placement
     """Where experts are; empty: evenly."""
-    segment: Address | None
-    """Where these meet, of the rank's stage; None: the rank is the only one of it."""
 
 
 # ---- what ranks are told ----
+
+
+class NextStage(msgspec.Struct, frozen=True, tag=True):
+    """Before anything is loaded, where stages live on several hosts: where the rank behind this one waits."""
+
+    address: str
+    start: bytes
+    """Of this start, and of no other one."""
 
 
 class RunStep(msgspec.Struct, frozen=True, tag=True, eq=False):
@@ -158,6 +184,12 @@ Beside: TypeAlias = StageWeights | StageExperts | ExpectWeights | TakeAdapter | 
 # ---- what they answer ----
 
 
+class Waits(msgspec.Struct, frozen=True, tag=True):
+    """The first word, where stages live on several hosts: where the rank before this one finds it."""
+
+    address: str
+
+
 class Loading(msgspec.Struct, frozen=True, tag=True):
     """Before it is ready: the share of its weights that the rank has read, 0 to 1."""
 
@@ -187,6 +219,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of the whole model's weights."""
     shard: str
     """Of its own."""
+    host: str = ""
+    """See `Here.host`."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -222,4 +256,4 @@ class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True
     shape: tuple[int, ...] = ()
 
 
-FromRank: TypeAlias = Loading | Ready | Answer
+FromRank: TypeAlias = Waits | Loading | Ready | Answer

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -42,6 +42,9 @@ from pawl.gpu.weights.report import Report, part, unheard
 from pawl.gpu.weights.source import ModelSource, find_model, load_blocks, load_weights, source_at
 from pawl.loops.select import LoopConfig
 
+if TYPE_CHECKING:
+    from pawl.build.outposts import Outposts
+
 log = structlog.get_logger("pawl.build.assembly")
 
 DEFAULT_CHUNK = {"cpu": 128, "cuda": 8192}
@@ -56,11 +59,13 @@ CPU_KV_LIMIT = 1 << 30
 """Bytes; a CPU server rarely needs more, and its memory is shared with everything else on the machine."""
 
 
-def load_parts(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:
-    """Load the model named by the configuration; `report` hears how far it is.
+def load_parts(
+    config: ServerConfig, report: Report = unheard, names: Names = NAMES, outposts: Outposts | None = None
+) -> Parts:
+    """Load the model named by the configuration; `report` hears how far it is. With `outposts` ranks live there too.
 
     Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit, WeightsDoNotFit,
-    ModelDoesNotFit, ConfigError, and of ranks RankLost or StartRefused, each with a message for the user.
+    ModelDoesNotFit, ConfigError, and of ranks RankLost, StartRefused or HostGone, each with a message for the user.
     """
     began = time.monotonic()
     check_settings(config)
@@ -77,7 +82,7 @@ def load_parts(config: ServerConfig, report: Report = unheard, names: Names = NA
     if config.device == "cuda" and not num_devices():
         raise ConfigError("device: cuda, and there is no CUDA device here", "device")
     if topology.size > 1:
-        return _load_ranks(config, source_at(path, name), topology, began, report, names)
+        return _load_ranks(config, source_at(path, name), topology, began, report, names, outposts)
     return _load_decoder(config, source_at(path, name), began, report, names)
 
 
@@ -144,13 +149,19 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
 
 
 def _load_ranks(
-    config: ServerConfig, source: ModelSource, topology: Topology, began: float, report: Report, names: Names
+    config: ServerConfig,
+    source: ModelSource,
+    topology: Topology,
+    began: float,
+    report: Report,
+    names: Names,
+    outposts: Outposts | None,
 ) -> Parts:
     """The parts of an engine whose decoder is shared out among ranks: this process has none of its weights."""
     from pawl.gpu.parallel.tracer import RankTracer
 
     model = source.config
-    check_ranks(config, model, topology)
+    check_ranks(config, model, topology, 1 if outposts is None else outposts.num_hosts)
     stages = [Shard(model, topology, 0, stage=stage).config for stage in range(topology.pipeline)]
     two_pools, pooling = _two_pools(config, *stages), pooling_of(config, source.path)
     vocabulary = Vocabulary.load(source.path, model.vocab_size)
@@ -179,7 +190,7 @@ def _load_ranks(
         log.info("weights are dequantised", reason="ranks compute none as they are stored")
     facts = {"weights": _dtype_name(config), "deterministic": config.deterministic}
     group = start_group(
-        config, model, source.path, sizes, topology, pooling, deterministic, part(report, 0.1, WEIGHTS_LOADED)
+        config, model, source.path, sizes, topology, pooling, deterministic, part(report, 0.1, WEIGHTS_LOADED), outposts
     )
     report(WEIGHTS_LOADED)
     try:

@@ -18,16 +18,18 @@ def devices_of(given: str | None, first: int, count: int) -> str:
     return ",".join([name.strip() for name in given.split(",") if name.strip()][first : first + count])
 
 
-def take_devices(config: ServerConfig, place: int) -> None:
+def take_devices(config: ServerConfig, place: int, part: int = 0) -> None:
     """Have this process see the devices of the replica at this place, as 0, 1, …: nothing has looked for any so far.
-    Raises ConfigError, with the numbers, where there are too few."""
+    Where its ranks are on several hosts, those of the host of this number among them. Raises ConfigError, with the
+    numbers, where there are too few."""
     if config.device == "cpu":
         return
     from pawl.build.ranks import topology_of
+    from pawl.build.ranks_here import ranks_of_hosts
     from pawl.gpu.devices import num_devices
 
-    layout, each = layout_of(config), topology_of(config).size
-    block = layout.blocks[layout.node_of(place)]
+    layout = layout_of(config)
+    each, block = len(ranks_of_hosts(topology_of(config), layout.hosts_each)[part]), layout.block_of(place)
     first = (place - block.first) * each
     os.environ[VISIBLE] = devices_of(os.environ.get(VISIBLE), first, each)
     if num_devices() < each:

@@ -15,6 +15,7 @@ from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, part, unheard
 
 if TYPE_CHECKING:
+    from pawl.build.outposts import Outposts
     from pawl.build.replica_process import ReplicaProcess
 
 
@@ -54,9 +55,12 @@ def _several_here(shares: Sequence[ServerConfig], roles: Sequence[str], report: 
     return [made[place] for place in range(len(shares))]
 
 
-def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:
-    """The parts of an engine in this process. Imported only now, each with what it needs: a ghost starts without
-    PyTorch, and a name that cannot be is refused (ModelNotFound) before PyTorch is there."""
+def load_here(
+    config: ServerConfig, report: Report = unheard, names: Names = NAMES, outposts: Outposts | None = None
+) -> Parts:
+    """The parts of an engine in this process, with ranks on those hosts too that have `outposts`. Imported only now,
+    each with what it needs: a ghost starts without PyTorch, and a name that cannot be is refused (ModelNotFound) before
+    PyTorch is there."""
     report(0.0)
     remove_left()
     try:
@@ -68,6 +72,6 @@ def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAM
         from pawl.build.assembly import load_parts
 
         report(0.1)
-        return load_parts(config, report, names)
+        return load_parts(config, report, names, outposts)
     except ConfigError as error:
         raise as_set(error, config, names.role) from error

@@ -1,6 +1,7 @@
-"""The process of one rank: `python -m pawl.build.rank STEPS BESIDE`, two open sockets. Nobody calls it but its parent.
+"""The process of one rank: `python -m pawl.build.rank STEPS BESIDE HERE`, two open sockets, and what its host gives it.
+Nobody calls it but its parent.
 
-What it begins with comes in the first message; nothing that comes is unpickled.
+What else it begins with comes in the first message; nothing that comes is unpickled.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import torch
 
 from pawl import __version__
 from pawl.actors.codec import make_codec
+from pawl.actors.runtime.codec import Codec
+from pawl.actors.runtime.processes.keys import read_keys
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.assembly import pooling_of
 from pawl.build.grammars import make_grammars
+from pawl.build.hosts.addresses import reached
 from pawl.build.lora import targets_of
+from pawl.build.stage_links import StageLinks
 from pawl.config import ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
 from pawl.gpu.children import ended_by_parent
@@ -30,7 +35,7 @@ from pawl.gpu.dtypes import DTYPES, name_of
 from pawl.gpu.heap import resident_bytes
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.actions import RankActions, Used
-from pawl.gpu.parallel.communicator import ALONE
+from pawl.gpu.parallel.communicator import ALONE, Communicator
 from pawl.gpu.parallel.held import HeldExperts
 from pawl.gpu.parallel.link import Link
 from pawl.gpu.parallel.pages import cut_pages
@@ -38,7 +43,7 @@ from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.serve import listen, serve
 from pawl.gpu.parallel.shard import Shard, keeper, named_own
 from pawl.gpu.parallel.torch_groups import TorchGroups
-from pawl.gpu.parallel.wire import Answer, Beside, Loading, Ready, Setup, ToRank
+from pawl.gpu.parallel.wire import Answer, Beside, Here, Loading, NextStage, Ready, Setup, ToRank, Waits
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import processor_of
 from pawl.gpu.weights.blocks import numbers_of
@@ -56,12 +61,14 @@ def main() -> None:
     ended_by_parent()
     steps, beside = (Link(socket.socket(fileno=int(number))) for number in sys.argv[1:3])
     heard = listen(beside)
-    codec = make_codec(Setup)
+    here = msgspec.json.decode(sys.argv[3], type=Here)
+    codec = make_codec(Setup | NextStage)
     setup: Setup = codec.decode(steps.receive())
     try:
         config = msgspec.json.decode(setup.settings, type=ServerConfig)
         ensure_logs(config.log_format, config.log_level)
-        rank, runner, ready = _load(setup, config, lambda share: steps.send(codec.encode(Loading(share))))
+        others = _met(setup, config, here, steps, codec)
+        rank, runner, ready = _load(setup, config, here, others, lambda share: steps.send(codec.encode(Loading(share))))
     except Exception as error:
         refusal = " ".join(str(error).split())
         steps.send(codec.encode(Answer(applied=b"", kind=type(error).__name__, refusal=refusal)))
@@ -84,11 +91,36 @@ def main() -> None:
     serve(actions, steps, beside, heard, partial(make_codec, ToRank | Beside))
 
 
-def _load(setup: Setup, config: ServerConfig, report: Report) -> tuple[Rank, Runner, Ready]:
+def _device(config: ServerConfig, here: Here) -> torch.device:
+    return torch.device(config.device if config.device == "cpu" else f"{config.device}:{here.device}")
+
+
+def _met(setup: Setup, config: ServerConfig, here: Here, steps: Link, codec: Codec) -> Communicator:
+    """The other ranks: kernels meet in memory, stages on several hosts over links, what else there is in torch's
+    groups."""
+    topology, (stage, tensor), device = setup.topology, setup.topology.place(setup.rank), _device(config, here)
+    if here.waits_at is None or here.keys is None:
+        if setup.by_kernels and topology.pipeline == 1:
+            return ALONE
+        return TorchGroups(topology, setup.rank, device, Path(here.store), START_LIMIT_S)
+    of_stage: Communicator = ALONE
+    if not setup.by_kernels and topology.tensor > 1:
+        own = msgspec.structs.replace(topology, pipeline=1)
+        of_stage = TorchGroups(own, tensor, device, Path(f"{here.store}-{stage}"), START_LIMIT_S)
+    links = StageLinks(of_stage, here.waits_at, read_keys(Path(here.keys)), START_LIMIT_S)
+    steps.send(codec.encode(Waits(links.address)))
+    behind: NextStage = codec.decode(steps.receive())
+    links.join(reached(behind.address, here.head or ""), behind.start)
+    return links
+
+
+def _load(
+    setup: Setup, config: ServerConfig, here: Here, others: Communicator, report: Report
+) -> tuple[Rank, Runner, Ready]:
     place = setup.topology.place(setup.rank)
-    device = torch.device(config.device if config.device == "cpu" else f"{config.device}:{setup.rank}")
+    device = _device(config, here)
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
-    source = resolve_source(setup.model)
+    source = resolve_source(setup.model if Path(setup.model).exists() else setup.name)
     shard = Shard(
         source.config, setup.topology, place.tensor, setup.placement, gathers=setup.by_kernels, stage=place.stage
     )
@@ -96,7 +128,8 @@ def _load(setup: Setup, config: ServerConfig, report: Report) -> tuple[Rank, Run
     samples = Samples()
     weights = named_own(shard, load_weights(source, dtype, report, keep=keeper(shard, samples)))
     own = weights_fingerprint(shard.config, weights)
-    rank = _rank(setup, config, shard, device)
+    joined = None if here.segment is None else Joined(here.segment, shard.tensor, config.rank_timeout_s)
+    rank = Rank(shard, others, joined)
     limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
     runner = Runner(
         source.config,
@@ -104,7 +137,7 @@ def _load(setup: Setup, config: ServerConfig, report: Report) -> tuple[Rank, Run
         **msgspec.structs.asdict(setup.sizes),
         device=device,
         dtype=dtype,
-        threads=setup.threads,
+        threads=here.threads,
         backend="native" if setup.by_kernels else "torch",
         deterministic=setup.deterministic,
         grammars=make_grammars(config.grammar_backend, vocabulary),
@@ -113,18 +146,10 @@ def _load(setup: Setup, config: ServerConfig, report: Report) -> tuple[Rank, Run
         rank=rank,
         fingerprint=samples.fingerprint(source.config),
     )
-    return rank, runner, _ready(setup, runner, samples.fingerprint(source.config), own)
+    return rank, runner, _ready(setup, here, runner, samples.fingerprint(source.config), own)
 
 
-def _rank(setup: Setup, config: ServerConfig, shard: Shard, device: torch.device) -> Rank:
-    """Where it meets the others: kernels in memory, what else there is in torch's groups."""
-    joined = None if setup.segment is None else Joined(setup.segment, shard.tensor, config.rank_timeout_s)
-    if setup.by_kernels and setup.topology.pipeline == 1:
-        return Rank(shard, ALONE, joined)
-    return Rank(shard, TorchGroups(setup.topology, setup.rank, device, Path(setup.store), START_LIMIT_S), joined)
-
-
-def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:
+def _ready(setup: Setup, here: Here, runner: Runner, whole: str, own: str) -> Ready:
     stage, tensor = setup.topology.place(setup.rank)
     kv = runner.kv
     layers, two, _, *page = kv.full.shape
@@ -134,6 +159,7 @@ def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:
         stage=stage,
         tensor=tensor,
         pid=os.getpid(),
+        host=here.host,
         version=f"{__version__} torch {torch.__version__}",
         device=kv.device,
         processor=processor_of(runner.backend),

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from pawl.actors.codec import make_codec
+from pawl.build.ranks_here import Begin, Outward, ranks_of_hosts, start_here
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.backend import BackendUnavailable
-from pawl.gpu.children import python
-from pawl.gpu.devices import available_threads, num_devices
+from pawl.gpu.devices import num_devices
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.bindings import load_library
-from pawl.gpu.native.ranks import Segment
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.group_experts import ExpertsOfModel, GroupExperts
 from pawl.gpu.parallel.placement import even_placement
-from pawl.gpu.parallel.processes import RankProcesses
+from pawl.gpu.parallel.processes import RankProcesses, SomeRanks
 from pawl.gpu.parallel.ranks import Ranks
 from pawl.gpu.parallel.sent import ShownWeights, expert_of
 from pawl.gpu.parallel.shard import check_shares
@@ -31,6 +31,9 @@ from pawl.gpu.parallel.topology import Topology, TopologyRefused
 from pawl.gpu.parallel.wire import FromRank, Ready, Setup, Sizes
 from pawl.gpu.pooling import Pooling, abilities_of
 from pawl.gpu.weights.report import Report, unheard
+
+if TYPE_CHECKING:
+    from pawl.build.outposts import Outposts
 
 log = structlog.get_logger("pawl.build.ranks")
 
@@ -48,8 +51,9 @@ def topology_of(config: ServerConfig) -> Topology:
         raise ConfigError(f"ep: {error}", "ep") from error
 
 
-def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology) -> None:
-    """Before anything is loaded. Raises ConfigError, with the numbers, where these ranks cannot serve the model."""
+def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology, num_hosts: int) -> None:
+    """Before anything is loaded. Raises ConfigError, with the numbers, where these ranks, of so many hosts, cannot
+    serve the model."""
     name = ("tp" if config.tp > 1 else "ep") if topology.tensor > 1 else "pp"
     try:
         check_shares(model, topology)
@@ -60,8 +64,9 @@ def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology) ->
         raise ConfigError(f"{name}: triton does not share a model out among ranks; torch and native do", "backend")
     if config.weights != "auto":
         raise ConfigError(f"weights: with {name} those of each rank have the --dtype", "weights")
-    if config.device == "cuda" and topology.size > (count := num_devices()):
-        raise ConfigError(f"{name}: {topology.size} ranks, one on each device, and there are {count}", name)
+    ranks_here = len(ranks_of_hosts(topology, num_hosts)[0])
+    if config.device == "cuda" and ranks_here > (count := num_devices()):
+        raise ConfigError(f"{name}: {ranks_here} ranks, one on each device, and there are {count}", name)
 
 
 def computed_by_kernels(config: ServerConfig, model: ModelConfig, deterministic: bool) -> bool:
@@ -93,39 +98,39 @@ def start_group(
     pooling: Pooling | None,
     deterministic: bool,
     report: Report,
+    outposts: Outposts | None,
 ) -> RankGroup:
-    """The ranks, ready; `report` hears how far the first of their starts is. Raises ConfigError, RankLost, or
-    StartRefused."""
-    threads = max(1, (config.threads or available_threads()) // topology.size)
+    """The ranks, ready, of this host and of those with `outposts`; `report` hears how far the first of their starts is.
+    Raises ConfigError, RankLost, or StartRefused."""
     by_kernels, lives = computed_by_kernels(config, model, deterministic), itertools.count()
-    meets = by_kernels and topology.tensor > 1
     experts = _experts_of(config, model, topology)
-    segments: list[Segment] = []
-    """One for each stage. Those of the start before go when their last rank has gone."""
+    shares = ranks_of_hosts(topology, 1 if outposts is None else outposts.num_hosts)
+    # Keys of clients are the front's business.
+    settings = msgspec.structs.replace(config, api_key=None, admin_api_key=None)
 
     def start(place: str) -> Ranks:
         life = next(lives)
-        segments[:] = [Segment(topology.tensor, life) for _ in range(topology.pipeline if meets else 0)]
 
-        def setup(rank: int, store: Path) -> Setup:
+        def setup(rank: int) -> Setup:
             return Setup(
                 rank=rank,
                 topology=topology,
-                store=str(store),
-                settings=msgspec.json.encode(config).decode(),
+                settings=msgspec.json.encode(settings).decode(),
                 model=place,
+                name=config.model if place == str(path) else place,
                 sizes=sizes,
-                threads=threads,
                 deterministic=deterministic,
                 by_kernels=by_kernels,
                 placement=() if experts is None else experts.placement,
-                segment=segments[topology.place(rank).stage].address if meets else None,
             )
 
+        begins = [Begin(life, topology, numbers, by_kernels and topology.tensor > 1) for numbers in shares]
+        outward = Outward() if outposts is None else outposts.outward
+        hosts: list[Callable[[], SomeRanks]] = [partial(start_here, begins[0], config, outward)]
+        if outposts is not None:
+            hosts += [partial(outposts.start, number, begin) for number, begin in enumerate(begins[1:], 1)]
         wire = partial(make_codec, FromRank)
-        return RankProcesses(
-            topology, python("pawl.build.rank"), setup, wire, config.rank_timeout_s, unheard if life else report
-        )
+        return RankProcesses(topology, hosts, setup, wire, config.rank_timeout_s, unheard if life else report)
 
     return RankGroup(
         start,
@@ -159,9 +164,8 @@ def _experts_of(config: ServerConfig, model: ModelConfig, topology: Topology) ->
 def _told(ready: Ready) -> dict[str, Any]:
     """What a rank has, for people."""
     told: dict[str, Any] = msgspec.to_builtins(ready)
-    return {
-        name: told[name] for name in ("rank", "stage", "tensor", "pid", "device", "max_tokens", "kv_bytes", "shard")
-    }
+    names = ("rank", "stage", "tensor", "pid", "host", "device", "max_tokens", "kv_bytes", "shard")
+    return {name: told[name] for name in names}
 
 
 def facts_of(group: RankGroup, architecture: str) -> dict[str, Any]:

@@ -44,6 +44,12 @@ class Setup(msgspec.Struct, frozen=True):
     """Folder of the keys for links between hosts."""
     peers_at: str | None = None
     """Address, tcp://HOST:0, at which processes of other hosts find this one; None: all are on this host."""
+    outposts: tuple[str, ...] = ()
+    """Where it finds the processes that start its ranks on other hosts, in their order."""
+    part: int = 0
+    """Of the hosts of its ranks: which one this is. 0: that of the replica itself; else it is set up for an outpost."""
+    host: str = ""
+    """The host of an outpost, as people know it."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -85,6 +91,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
         return facts | {"max tokens": config.num_pages * config.page_size, "max input": config.max_context}
 
 
+class Waits(msgspec.Struct, frozen=True, tag=True):
+    """An outpost can start ranks, once the replica has come to it here."""
+
+    address: str
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """It cannot be loaded. `usage`: as the settings cannot be."""
 
@@ -92,4 +104,4 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     usage: bool
 
 
-Told: TypeAlias = Progress | Ready | Refused
+Told: TypeAlias = Progress | Ready | Waits | Refused

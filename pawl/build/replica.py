@@ -34,6 +34,7 @@ from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.build.device_shares import take_devices
 from pawl.build.dialer import SocketDialer
 from pawl.build.loading import load_here
+from pawl.build.outposts import Outposts
 from pawl.build.parts import Parts
 from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
 from pawl.build.wiring import replica_actors, spawn_all, stop_order
@@ -49,6 +50,8 @@ log = structlog.get_logger("pawl.build.replica")
 
 LEFT = "the front has left"
 ENDED = "all its actors have ended"
+TELL_S = 2.0
+"""What the front may take to hear which actor has failed."""
 STOP_S = 10.0
 """What an actor may take to end, once the front is gone."""
 
@@ -71,20 +74,26 @@ def main() -> None:
     def tell(told: Told) -> None:
         write_frame(target, msgspec.msgpack.encode(told))
 
+    outposts = None
     try:
         take_devices(config, setup.place)
-        parts = load_here(config, lambda share: tell(Progress(share)), setup.names)
+        outposts = Outposts(setup) if setup.outposts else None
+        parts = load_here(config, lambda share: tell(Progress(share)), setup.names, outposts)
     except Exception as error:
         status = exit_status(error)
         if status is None:
             log.exception("the replica could not be loaded")
         tell(Refused(str(error) or type(error).__name__, usage=status == 2))
+        if outposts is not None:
+            outposts.close()
         return
     replica = Replica(parts, config, setup, ends)
     tell(_ready(parts))
     loaded.set()
     why = replica.serve()
-    if why not in (LEFT, ENDED):  # the front cannot any more
+    if outposts is not None:
+        outposts.close()
+    if why not in (LEFT, ENDED, replica.failure):  # the front cannot any more
         _forget(setup.address)
     sys.exit(0 if why in (LEFT, ENDED) else 1)
 
@@ -144,7 +153,8 @@ class Replica:
         self._dialer = SocketDialer(self._system, self._sockets, setup, keys)
         self._parts = parts if setup.names.role == UNIFIED else replace(parts, dialer=self._dialer)
         self._specs = replica_actors(self._parts, config.request_timeout_s, names=setup.names)
-        self._failure: str | None = None
+        self.failure: str | None = None
+        """Which actor has failed."""
         spawn_all(self._system, self._specs)
         keys = keys if setup.address.startswith("tcp:") else None
         self._system.connect(FRONT, self._sockets.join(setup.address, keys))
@@ -162,8 +172,8 @@ class Replica:
             self._dialer.lost(peer, reason)
 
     def _failed(self, name: str, error: BaseException) -> None:
-        self._failure = f"{name} failed: {type(error).__name__}"
-        self._ends.put(self._failure)
+        self.failure = f"{name} failed: {type(error).__name__}"
+        self._ends.put(self.failure)
 
     def _wait_for_actors(self) -> None:
         """Whose actors the front has ended leaves, though the front may go on."""
@@ -183,9 +193,11 @@ class Replica:
             Thread(target=self._wait_for_actors, name="actors", daemon=True).start()
             why = self._ends.get()
         log.info("the replica ends", why=why)
-        if why not in (LEFT, ENDED, self._failure):
-            # Of a front that lives (its node is gone) requests go on elsewhere: it hears nothing of how they end here.
-            self._system.leave(FRONT)
+        if why not in (LEFT, ENDED):
+            # Of a front that lives (its node is gone, or an actor of this process) requests go on elsewhere: it hears
+            # who has failed, and nothing of how they end here.
+            self._system.leave(FRONT, told_s=TELL_S if why == self.failure else 0.0)
+        if why not in (LEFT, ENDED, self.failure):
             self._system.send(self._parts.names.scheduler, EndAll(Cause.DISCONNECT), Lane.CONTROL)
         self._system.stop(stop_order(self._specs), STOP_S)
         self._parts.close()

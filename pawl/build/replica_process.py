@@ -20,6 +20,7 @@ from pawl.actors.runtime.processes.system import ProcessSystem
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.hosts.host import Host, Hosts, ReplicaFailed
+from pawl.build.hosts.started import StartedOutpost
 from pawl.build.ready import Progress, Ready, Refused, Setup
 from pawl.build.wiring import process_of
 from pawl.config import ConfigError, ServerConfig
@@ -43,8 +44,17 @@ class Origin(NamedTuple):
 class ReplicaProcess:
     """What an engine needs of a replica that is loaded, and serves, in another process (compare `Parts`)."""
 
-    def __init__(self, config: ServerConfig, names: Names, hosts: Hosts, host: Host, place: int) -> None:
-        """Start it on `host`, at its place among all replicas; `wait_until_ready` is next. Raises HostLost."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        names: Names,
+        hosts: Hosts,
+        host: Host,
+        place: int,
+        beside: Sequence[Host] = (),
+    ) -> None:
+        """Start it on `host`, at its place among all replicas, and its outposts `beside`; `wait_until_ready` is next.
+        Raises HostLost, ReplicaFailed, and ConfigError."""
         self.names = names
         self.name = process_of(names.scheduler)
         self.hosts = hosts
@@ -53,6 +63,7 @@ class ReplicaProcess:
         self._config = config
         self._link: Link | None = None
         self._ended = threading.Event()
+        self._killed = False
         self._elsewhere = bool(host.name)
         self.home = host.home
         self.where = f"{self.name} on {host.name}" if self._elsewhere else self.name
@@ -60,11 +71,18 @@ class ReplicaProcess:
         self._wire = host.bind(self.name)
         settings = msgspec.to_builtins(config)
         setup = Setup(settings, names, self.name, self._wire.address, sys.getswitchinterval(), place)
+        self._outposts: list[StartedOutpost] = []
         try:
-            self._running = host.start(setup)
+            for number, other in enumerate(beside, 1):
+                self._outposts.append(StartedOutpost(setup, other, number))
+            addresses = tuple(outpost.wait_until_ready() for outpost in self._outposts)
+            self._running = host.start(msgspec.structs.replace(setup, outposts=addresses))
         except BaseException:
+            self._end_outposts()
             self._wire.shut()
             raise
+        for outpost in self._outposts:
+            outpost.watch(self._lost_outpost)
 
     def wait_until_ready(self, report: Report = unheard) -> None:
         """`report` hears how far it is. Raises ReplicaFailed, and ConfigError for settings that cannot be; then nothing
@@ -101,7 +119,10 @@ class ReplicaProcess:
                 case Refused(message, usage):
                     told = f"{self.where}: {message}" if self._elsewhere else message
                     raise ConfigError(told, "") if usage else ReplicaFailed(told)
-        raise ReplicaFailed(f"{self.where} has ended before it was ready: {self._running.wait()}")
+        how = self._running.wait()
+        for outpost in self._outposts:
+            outpost.check()
+        raise ReplicaFailed(f"{self.where} has ended before it was ready: {how}")
 
     def _watch(self) -> None:
         how = self._running.wait()
@@ -109,6 +130,16 @@ class ReplicaProcess:
         self.met.set()
         if self._link is not None:
             self._link.ends(f"the process of {self.where} has ended: {how}")
+
+    def _lost_outpost(self, why: str) -> None:
+        """Without it the replica can compute nothing: it is given up at once."""
+        if not self._killed:
+            log.error("a replica is ended, as ranks of it are gone", process=self.where, why=why)
+            self._running.kill()
+
+    def _end_outposts(self) -> None:
+        for outpost in self._outposts:
+            outpost.kill()
 
     # ---- for the engine ----
 
@@ -139,7 +170,9 @@ class ReplicaProcess:
 
     def kill(self) -> None:
         """Be gone at once, whatever it is at."""
+        self._killed = True
         self._running.kill()
+        self._end_outposts()
         if self._link is None:
             self._wire.shut()
 
@@ -160,8 +193,9 @@ def started(
             report(sum(loaded) / len(loaded))
 
     def start(number: int, place: int) -> None:
-        names, host = names_of(number, roles[number]), hosts.of(place, failed)
-        made[number] = replica = ReplicaProcess(shares[place], names, hosts, host, place)
+        names = names_of(number, roles[number])
+        host, beside = hosts.of(place, failed), hosts.beside(place, failed)
+        made[number] = replica = ReplicaProcess(shares[place], names, hosts, host, place, beside)
         if failed.is_set():
             replica.kill()
         replica.wait_until_ready(partial(hear, number))

@@ -71,7 +71,8 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
         while True:
             try:
                 host = self._hosts.of(place, self._stopping)
-                replica = ReplicaProcess(share, names, self._hosts, host, place)
+                beside = self._hosts.beside(place, self._stopping)
+                replica = ReplicaProcess(share, names, self._hosts, host, place, beside)
                 replica.wait_until_ready()
                 self._check(replica)
             except HostLost as lost:

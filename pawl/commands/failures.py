@@ -23,7 +23,7 @@ FAILURES = {
     "pawl.gpu.models.config": ("UnsupportedModel",),
     "pawl.gpu.backend": ("BackendUnavailable",),
     "pawl.gpu.kv": ("KvDoesNotFit",),
-    "pawl.gpu.parallel.ranks": ("RankLost", "StartRefused"),
+    "pawl.gpu.parallel.ranks": ("RankLost", "StartRefused", "HostGone"),
     "pawl.lifecycle.recompute": ("CannotRecompute",),
     "pawl.gpu.cuda.memory": ("ModelDoesNotFit", "WeightsDoNotFit"),
     "pawl.actors.runtime.processes.keys": ("KeysUnusable",),

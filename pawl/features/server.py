@@ -314,6 +314,13 @@ OF_REPLICAS = (
         ("abort_is_total", "incarnation", "legal_lifecycle"),
     ),
     *scaling.FEATURES,
+    Feature(
+        "ranks on two hosts",
+        ("rank_hosts",),
+        lambda source, values: {"rank_hosts": 2} if values["ranks"] > 1 and source.chance(0.5) else {},
+        ("fault_isolation", "schedule_equivalence", "stream_equals_result"),
+        settings=("nodes_per_replica",),
+    ),
 )
 """Of several, and of those in front of them, drawn behind everything else of a workload."""
 FEATURES = (*OF_ONE, *OF_REPLICAS)

@@ -36,6 +36,7 @@ from pawl.build.wiring import (
     spawn_all,
     stop_order,
 )
+from pawl.gpu.parallel.ranks import HostGone
 from pawl.lifecycle.hand_overs import matched, side_of
 from pawl.lifecycle.records import ENCODER
 from pawl.testing.at_rest import EndChecks
@@ -44,6 +45,7 @@ from pawl.testing.expectations import PropertyFailed
 from pawl.testing.links import SimulatedDialer
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import SCHEDULERS
+from pawl.testing.ranks import RankHost
 from pawl.testing.reached import events_of
 from pawl.testing.replica import MakeProperties, SimulatedReplica, record_properties
 from pawl.testing.routing import SimulatedStarter, WatchedRouter
@@ -51,7 +53,7 @@ from pawl.testing.timely import timely
 from pawl.testing.workload import Workload
 
 NO_FAULTS = Faults()
-CRASHES = (InjectedCrash, OutputsRefused)
+CRASHES = (InjectedCrash, OutputsRefused, HostGone)
 PATIENCE_S = 120.0
 """Virtual seconds after which a request that set no limit of its own is given up. Work takes a fraction of that at the
 most, so only one that is never served gets there."""
@@ -72,6 +74,7 @@ class Cluster(Case):
         self._properties = properties
         shape = workload.shape
         several = shape.routed
+        self._rank_host = RankHost()
         self.replicas = [
             self._made(names_of(number, role) if several else NAMES) for number, role in enumerate(shape.roles)
         ]
@@ -125,7 +128,11 @@ class Cluster(Case):
     def _made(self, names: Names) -> SimulatedReplica:
         apart = self.workload.processes and names.role != UNIFIED
         dialer = SimulatedDialer(self.system, names) if apart else None
-        return SimulatedReplica(self.system, self.workload.shape, names, self._properties, self.model, dialer)
+        if self._rank_host.is_gone:  # another one has come in its place
+            self._rank_host = RankHost()
+        shape = self.workload.shape
+        host = self._rank_host if shape.rank_hosts > 1 else None
+        return SimulatedReplica(self.system, shape, names, self._properties, self.model, dialer, host)
 
     def start_replica(self, role: str) -> SimulatedReplica:
         """One more, in a run that goes on."""
@@ -254,7 +261,7 @@ class Cluster(Case):
 
     def tolerates(self, failure: ActorFailure) -> bool:
         # Outputs cannot be dropped: without a gateway their sender fails.
-        return isinstance(failure.error, InjectedCrash) or (
+        return isinstance(failure.error, InjectedCrash | HostGone) or (
             isinstance(failure.error, OutputsRefused) and NAMES.gateway in self.crashed
         )
 

@@ -16,7 +16,7 @@ from pawl.gpu.parallel.group_experts import ExpertsOfModel, GroupExperts
 from pawl.gpu.parallel.order import differ
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.placement import Placement
-from pawl.gpu.parallel.ranks import RankLost
+from pawl.gpu.parallel.ranks import HostGone, RankLost
 from pawl.gpu.parallel.wire import (
     Answer,
     Beside,
@@ -94,6 +94,14 @@ class RankOfGhost:
         return launched
 
 
+class RankHost:
+    """A host that has the last rank of each replica that was started while it was there."""
+
+    def __init__(self) -> None:
+        self.is_gone = False
+        """With all that was there, at once."""
+
+
 class SimulatedRanks:
     """`Ranks` in one thread. Each computes when it is told."""
 
@@ -104,8 +112,10 @@ class SimulatedRanks:
         report: Report = unheard,
         weights: str = GHOST,
         placement: Placement = EXPERTS.placement,
+        host: RankHost | None = None,
     ) -> None:
-        """`report` hears where a group goes on with ranks that have applied different steps."""
+        """`report` hears where a group goes on with ranks that have applied different steps. `host` has the last of
+        them; None: it is where the others are."""
         page = 1, 1, ghosts[0].memory.page_size
         cut = [
             partial(cut_pages, shape=(*page, _WORDS, 1), heads=range(n, n + 1), layers=range(1))
@@ -122,6 +132,7 @@ class SimulatedRanks:
         self.steps = SimulatedLine(self.actions, RankActions.step, strikes, report)
         # A question beside the steps may be answered before the answer that shows that ranks have parted is read.
         self.beside = SimulatedLine(self.actions, RankActions.beside, strikes, unheard)
+        self.steps.host = self.beside.host = host
         self.steps.maps = lambda: {rank.experts.placement for rank in self.experts}
         self.ended = False
 
@@ -164,6 +175,7 @@ class SimulatedLine:
         self._codec = make_codec(ToRank | Beside)
         self._told: deque[list[Answer]] = deque()
         self._dead: int | None = None
+        self.host: RankHost | None = None
         self.ended = False
         """All ranks have."""
         self.maps: Callable[[], set[Placement]] = set
@@ -179,6 +191,12 @@ class SimulatedLine:
             self._report("ranks have applied different steps, and were told to go on")
         if isinstance(message, RunStep) and len(self.maps()) > 1:
             self._report("ranks have their experts by different maps, and were told to compute")
+        if (
+            self.host is not None
+            and isinstance(message, MORTAL)
+            and self._strikes(f"host of rank {len(self._actions) - 1} dies")
+        ):
+            self.host.is_gone = True
         applied = isinstance(message, RunStep | SwitchExperts)
         frames = [bytes(frame) for frame in self._codec.encode(message)] if applied else []
         answers = []
@@ -196,6 +214,8 @@ class SimulatedLine:
 
     def answers(self, limit_s: float) -> Sequence[Answer]:
         """See `Line.answers`."""
+        if self.host is not None and self.host.is_gone:
+            raise RankLost(len(self._actions) - 1, "was on a host that is gone")
         if self._dead is not None or self.ended:
             raise RankLost(self._dead or 0, "was ended")
         answers = self._told.popleft()
@@ -208,18 +228,22 @@ def simulated_group(
     strikes: Strikes = never,
     report: Report = unheard,
     clock: Callable[[], float] = time.monotonic,
+    host: RankHost | None = None,
 ) -> RankGroup:
-    """A group of these. Ranks that are started again have none of what they had, but the weights that serve."""
+    """A group of these. Ranks that are started again have none of what they had, but the weights that serve; where the
+    host of one is gone none is."""
     started: list[SimulatedRanks] = []
     experts = GroupExperts(EXPERTS, lambda shown, move: FromBytes(b""))
 
     def start(model: str) -> SimulatedRanks:
+        if host is not None and host.is_gone:
+            raise HostGone("the host of a rank is gone")
         for ghost in ghosts if started else ():
             for slot in tuple(ghost.memory.salts.adapters):
                 ghost.unload_adapter(slot)
             ghost.resume(tuple(ghost.released))
             ghost.reset()
-        started.append(SimulatedRanks(ghosts, strikes, report, model, experts.placement))
+        started.append(SimulatedRanks(ghosts, strikes, report, model, experts.placement, host))
         return started[-1]
 
     return RankGroup(

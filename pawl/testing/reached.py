@@ -44,6 +44,7 @@ PLACES = {
     "trainer late": "late trainer",
     "rank 0 dies": "loss of rank 0",
     "rank 1 dies": "loss of rank 1",
+    "host of rank 1 dies": "loss of a host of ranks",
     "rank 0 skips a step": "rank 0 diverges",
     "rank 1 skips a step": "rank 1 diverges",
 }

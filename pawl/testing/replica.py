@@ -31,7 +31,7 @@ from pawl.testing.models import Model, SimulatedDevice, storage_of
 from pawl.testing.parts import own_parts
 from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
-from pawl.testing.ranks import simulated_group
+from pawl.testing.ranks import RankHost, simulated_group
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.shape import Shape
 from pawl.testing.timely import TimelyScheduler
@@ -79,7 +79,9 @@ class SimulatedReplica:
         properties: MakeProperties,
         model: Model,
         dialer: Dialer | None = None,
+        rank_host: RankHost | None = None,
     ) -> None:
+        """`rank_host` has one of its ranks, where they live on several."""
         config = shape.loop_config(names.role)
         self.names = names
         self.monitor = Monitor(properties(model))
@@ -90,7 +92,7 @@ class SimulatedReplica:
         self.parts = Parts(
             source=GhostSource(),
             vocabulary=vocabulary(),
-            runner=SimulatedDevice(self._behind_ranks(system, shape, model), system, shape),
+            runner=SimulatedDevice(self._behind_ranks(system, shape, model, rank_host), system, shape),
             loop_config=config,
             recorder=Recorder(recorder, started, names),
             started=started,
@@ -119,12 +121,12 @@ class SimulatedReplica:
         self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None
         self._num_judged = 0
 
-    def _behind_ranks(self, system: SimulatedSystem, shape: Shape, model: Model) -> Any:
+    def _behind_ranks(self, system: SimulatedSystem, shape: Shape, model: Model, host: RankHost | None) -> Any:
         """What the worker drives: the runner itself, or a group of two that are told the same."""
         if shape.ranks_of(self.names.role) == 1 or not isinstance(self.runner, Ghost):
             return self.runner
         ghosts = [self.runner, model.runner(shape.loop_config())]
-        return simulated_group(ghosts, system.strikes, self._diverged, lambda: system.now_s)
+        return simulated_group(ghosts, system.strikes, self._diverged, lambda: system.now_s, host)
 
     def _diverged(self, told: str) -> None:
         self._report("one_decision_log", told, None)

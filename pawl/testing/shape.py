@@ -68,6 +68,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_queued: AtLeastOne = 16
     ranks: Ranks = 1
     """Two ghosts that are told the same, of which one may die or diverge."""
+    rank_hosts: Ranks = 1
+    """Two: the second rank of every replica lives on one host, which may die with all of them."""
     asynchronous: bool = False
     """The worker takes a step while the one before runs."""
     step_s: Seconds = 0.0

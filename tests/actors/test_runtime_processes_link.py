@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pawl.actors.runtime.actor import Down, Lane, Overflow
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.processes.frames import Beat, Credit, Hello, Post, read, written
-from tests.actors.conformance_base import Journal, Relay, Say, Scribe, Stray
+from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, Stray
 from tests.actors.memory_wires import MemoryWire, TwoProcesses
 from tests.actors.runtime_doing import GENEROUS_S
 from tests.actors.test_codec import damage
@@ -93,6 +94,25 @@ def test_what_had_not_gone_to_a_process_that_is_left_is_gone_with_its_receiver(b
     between.a.leave("b")
     assert [(letter.to, letter.reason) for letter in between.a.dead_letters.recent()] == [("y", Reason.RECEIVER_GONE)]
     assert not between.a.send("y", Say(3))
+
+
+def test_who_leaves_behind_an_actor_that_has_failed_is_heard_first_about_that(between: Between) -> None:
+    between.b.start()
+    between.a.send("y", Relay("x"))  # which x has not taken yet
+    between.a.send("y", Crash(1))
+    between.deliver()
+    failed = between.b.find("y")
+    assert failed is not None
+    assert failed.over.wait(GENEROUS_S)
+    leaving = threading.Thread(target=between.b.leave, args=("a", GENEROUS_S))
+    leaving.start()
+    between.a.start()
+    while leaving.is_alive():
+        between.deliver()
+    between.deliver()
+    assert between.wait_for("x", Down("y", "failed: Boom"))[:2] == ["started", Say(0, "y")]
+    assert between.left == ["b"]
+    assert between.lost == []
 
 
 def test_a_doubled_message_is_heard_once(between: Between) -> None:

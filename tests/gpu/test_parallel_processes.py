@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ import pytest
 from pawl.actors.codec import make_codec
 from pawl.gpu.native.ranks import RanksLost
 from pawl.gpu.parallel.link import LineClosed, Link
-from pawl.gpu.parallel.processes import ProcessLine, RankProcess, RankProcesses
+from pawl.gpu.parallel.processes import ProcessLine, RankProcess, RankProcesses, RanksHere, next_stages
 from pawl.gpu.parallel.ranks import RankLost
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.parallel.wire import Answer, ForgetSlots, FromRank, Loading, Setup
+from pawl.gpu.parallel.wire import Answer, ForgetSlots, FromRank, Here, Loading, Setup
 
 LOADS = """
 import socket, sys, threading
@@ -101,13 +102,24 @@ def test_a_start_that_fails_half_way_leaves_neither_a_rank_nor_a_folder(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     opened = os.listdir("/proc/self/fd")
 
-    def setup(rank: int, store: Path) -> Setup:
+    def setup(rank: int) -> Setup:
         raise AssertionError("no rank has started")
 
+    def here(rank: int, store: Path) -> Here:
+        return Here(store=str(store), device=0, threads=1, segment=None)
+
+    hosts = [partial(RanksHere, ["/no/such/program"], (0, 1), here)]
     with pytest.raises(FileNotFoundError):
-        RankProcesses(Topology(tensor=2), ["/no/such/program"], setup, lambda: make_codec(FromRank), 1.0)
+        RankProcesses(Topology(tensor=2), hosts, setup, lambda: make_codec(FromRank), 1.0)
     assert not list(tmp_path.iterdir())
     assert len(os.listdir("/proc/self/fd")) == len(opened)
+
+
+def test_each_rank_gives_to_the_one_of_its_number_in_the_next_stage_and_the_last_ones_to_the_first() -> None:
+    told = next_stages(Topology(tensor=2, pipeline=3), [f"at {rank}" for rank in range(6)])
+    assert [each.address for each in told] == ["at 2", "at 3", "at 4", "at 5", "at 0", "at 1"]
+    again = next_stages(Topology(pipeline=2), ["at 0", "at 1"])
+    assert len({each.start for each in told} | {each.start for each in again}) == 2
 
 
 def test_a_rank_that_loads_a_model_ends_with_its_parent() -> None:

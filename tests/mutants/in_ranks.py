@@ -31,6 +31,13 @@ RANKS = (
         Edit(StepOrder._answers, "if differ(answers):", "if False:"),
     ),
     _mutant(
+        "ranks_are_started_where_their_host_is_gone",
+        "fault_isolation",
+        "A group whose ranks had a host that is gone tries to start them there until there were enough tries: its "
+        "replica, which is to be given up at once, computes nothing for minutes.",
+        Edit(StepOrder._try_to_start, "except HostGone:", "except ZeroDivisionError:"),
+    ),
+    _mutant(
         "ranks_start_again_without_adapters",
         "read_after_commit",
         "Ranks that are started again have the model, and none of the adapters that requests go on to compute with.",

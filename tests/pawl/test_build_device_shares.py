@@ -58,6 +58,17 @@ def test_replicas_of_a_host_have_devices_of_their_own_one_for_each_rank(
     assert found == devices
 
 
+def test_replicas_on_several_hosts_have_devices_for_the_ranks_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = build_config(SETTINGS | {"dp": 2, "pp": 3, "tp": 2, "nodes_per_replica": 2, **TWO_HOSTS})
+    monkeypatch.setattr("pawl.gpu.devices.num_devices", lambda: len(os.environ[VISIBLE].split(",")))
+    found = []
+    for place, part in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        monkeypatch.delenv(VISIBLE, raising=False)
+        take_devices(share_of(config, place), place, part)
+        found.append(os.environ[VISIBLE])
+    assert found == ["0,1,2,3", "4,5,6,7", "0,1", "2,3"]
+
+
 def test_too_few_devices_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VISIBLE, "5,6,7")
     monkeypatch.setattr("pawl.gpu.devices.num_devices", lambda: len(os.environ[VISIBLE].split(",")))

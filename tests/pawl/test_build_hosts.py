@@ -153,6 +153,22 @@ def setup_of(head: NodeHosts, **settings: Any) -> Setup:
     return Setup(config, names_of(0), "replica-0", head.bind().address, 0.005)
 
 
+def test_a_node_shares_the_threads_out_that_the_user_has_named_not_those_that_a_replica_here_has(
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = make_head(Layout((Block(0, 4),), head_serves=True, hosts_each=2, threads=12))
+    visitor, started = visit(head), SimpleQueue[Setup]()
+    stay = Stay(visitor.sockets, visitor.head, visitor.asks("node"), SimpleQueue())
+    monkeypatch.setattr("pawl.build.hosts.agent.Child", lambda setup: started.put(setup) or no_more_processes(setup))
+    (node,) = head.beside(0, threading.Event())
+    setup = msgspec.structs.replace(setup_of(head, model="smollm2", threads=1), part=1, address="")
+    assert node.start(setup).heard() == Refused("[Errno 11] no more processes", usage=False)
+    told = started.get(timeout=60.0)
+    assert (told.config["threads"], told.address, told.keys) == (3, head.address, visitor.head.folder)
+    assert told.peers_at == "tcp://127.0.0.1:0"
+    stay.end()
+
+
 def no_more_processes(setup: Setup) -> None:
     raise OSError(11, "no more processes")
 
@@ -196,7 +212,25 @@ def test_a_node_hears_that_its_head_has_left(
 # ---- settings ----
 
 REFUSED = [
-    ({"nodes": 2}, "nodes: each of 2 nodes has as many replicas, and dp is 1; ranks of a replica live on one host"),
+    (
+        {"nodes": 2},
+        "nodes: a replica on 2 nodes has a stage on each .--pp., and pp is 1; ranks of a stage .--tp, --ep.",
+    ),
+    ({"nodes": 2, "tp": 2}, "nodes: a replica on 2 nodes has a stage on each .--pp., and pp is 1"),
+    ({"nodes": 3, "dp": 2, "pp": 2}, "nodes: of 3 nodes each of 2 replicas has as many, and that leaves 1"),
+    (
+        {"nodes": 3, "nodes_per_replica": 2, "pp": 2},
+        "nodes_per_replica: of 3 nodes each replica has 2, and that leaves 1",
+    ),
+    ({"nodes": 2, "nodes_per_replica": 2, "dp": 2}, "nodes_per_replica: a replica on 2 nodes has a stage on each"),
+    (
+        {"ray": "auto", "nodes_per_replica": 2, "pp": 2},
+        "nodes_per_replica: with --ray all ranks of a replica are on one",
+    ),
+    (
+        {"nodes": 4, "nodes_per_replica": 2, "dp": 1, "max_dp": 2, "pp": 2},
+        "dp: at least one replica for each of 2 nodes",
+    ),
     ({"nodes": 2, "dp": 3}, "nodes: each of 2 nodes has as many replicas, and dp is 3$"),
     ({"nodes": 2, "dp": 2}, "nodes: say where the head waits for them, --listen"),
     (
@@ -215,7 +249,7 @@ REFUSED = [
     ),
     (
         {"disaggregate": "2p1d", "nodes": 4},
-        "nodes: each of 4 nodes has one replica at least, and there are 3; ranks of a replica live on one host",
+        "nodes: of 4 nodes each of 3 replicas has as many, and that leaves 1",
     ),
 ]
 
@@ -242,6 +276,31 @@ def test_hosts_with_more_replicas_give_each_less() -> None:
     assert [share.kv_memory_gb for share in shares] == [2.0, 1.0, 1.0]
     assert [share.trace_limit_mb for share in shares] == [100, 50, 50]
     assert [share.max_running for share in shares] == [21] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "hosts_each", "sizes", "node_of"),
+    [
+        ({"pp": 2, "nodes": 2}, 2, [1], [0]),
+        ({"pp": 3, "nodes": 2}, 2, [1], [0]),
+        ({"pp": 2, "dp": 2, "nodes": 2}, 1, [1, 1], [0, 1]),
+        ({"pp": 2, "dp": 2, "nodes": 2, "nodes_per_replica": 2}, 2, [2], [0, 0]),
+        ({"pp": 2, "dp": 2, "nodes": 4}, 2, [1, 1], [0, 2]),
+        ({"pp": 2, "dp": 4, "nodes": 4, "nodes_per_replica": 2}, 2, [2, 2], [0, 0, 2, 2]),
+        ({"pp": 2, "disaggregate": "1p1d", "nodes": 4}, 2, [1, 1], [0, 2]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("head_serves", [True, False])
+def test_a_replica_is_on_one_host_unless_there_are_more_of_them_or_the_user_says_so(
+    settings: dict[str, Any], hosts_each: int, sizes: list[int], node_of: list[int], head_serves: bool
+) -> None:
+    hosts: dict[str, Any] = {"listen": "tcp://10.0.0.1:7000", "keys": "k", "head_serves": head_serves}
+    layout = layout_of(ServerConfig(**SETTINGS | hosts | settings))
+    assert (layout.num_nodes, layout.hosts_each) == (settings["nodes"], hosts_each)
+    assert layout.num_joined == len(layout.joined) == settings["nodes"] - head_serves
+    assert [block.size for block in layout.blocks] == sizes
+    assert [layout.node_of(place) for place in range(len(node_of))] == node_of
 
 
 @pytest.mark.parametrize("decoding", range(1, 9))

@@ -34,14 +34,15 @@ MOST = 200
 
 
 class OneDies(Fair):
-    """A fair schedule in which a rank dies at one of its chances, counted from 0."""
+    """A fair schedule in which a rank, or what is named so, dies at one of its chances, counted from 0."""
 
-    def __init__(self, chance: int) -> None:
+    def __init__(self, chance: int, who: str = "rank") -> None:
         super().__init__()
         self.left = chance
+        self.label = f"strike {who} "
 
     def choose(self, kind: Kind, options: Sequence[Option]) -> int:
-        if kind is not Kind.STRIKE or "dies" not in options[1].label:
+        if kind is not Kind.STRIKE or "dies" not in options[1].label or not options[1].label.startswith(self.label):
             return super().choose(kind, options)
         self.left -= 1
         return int(self.left == -1)
@@ -70,3 +71,19 @@ def test_a_request_whose_adapter_is_read_again_between_a_lost_step_and_the_resta
     workload = msgspec.structs.replace(TAKING_TURNS, arrivals=arrivals)
     outcome = explore_workload(workload, "pct", 10, seed=8, faults=Faults(strike=3), shrink=False, replayed=False)
     assert outcome.found is None, outcome.found
+
+
+def test_a_host_that_dies_with_ranks_of_every_replica_costs_nobody_a_token_and_no_start_is_tried_there() -> None:
+    arrivals = tuple(Arrival(prompt=(n + 1, n + 2, 3), max_new_tokens=3, at_s=0.001 * n) for n in range(4))
+    shape = Shape(ranks=2, rank_hosts=2, num_pages=12, replicas=2, max_restarts=2)
+    reached: Counter[str] = Counter()
+    for chance in range(MOST):
+        dying = OneDies(chance, "host of rank")
+        workload = Workload(arrivals=arrivals, shape=shape)
+        outcome = explore_workload(workload, dying, 1, faults=Faults(strike=1), replayed=chance == 0)
+        assert outcome.found is None, (chance, outcome.found)
+        reached += outcome.reached
+        if dying.left >= 0:  # there are no more
+            break
+    assert reached["loss of a host of ranks"] == chance > 10
+    assert reached["lost replica"] == chance

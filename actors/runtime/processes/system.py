@@ -224,13 +224,15 @@ class ProcessSystem(LocalSystem):
         return isinstance(cell, Cell)
 
     def _all_stopped(self) -> None:
-        for link in list(self.links.values()):
-            link.finished(BYE_S)
-            self.leave(link.peer)
+        for peer in list(self.links):
+            self.leave(peer, told_s=BYE_S)
 
-    def leave(self, peer: str) -> None:
-        """Say goodbye to this process, if there is a link to it, and have no more to do with it."""
+    def leave(self, peer: str, told_s: float = 0.0) -> None:
+        """Say goodbye to this process, if there is a link to it, and have no more to do with it. It is first told of
+        what has ended here, as far as that takes no more than `told_s` seconds."""
         link = self.links.get(peer)
+        if link is not None:
+            link.finished(told_s)
         if link is not None and self._forget(link, BYE_S, Bye()):
             for cell in link.cells.values():
                 if cell.phase is Phase.RUNNING:

@@ -87,7 +87,9 @@ class Agent(Actor):
         try:
             config = msgspec.convert(setup.config, ServerConfig)
             own = msgspec.structs.replace(config, threads=threads_of(config, start.num_here))
-            address, settings = at_host_of(setup.address, self._head.address), msgspec.to_builtins(own)
+            # An outpost has no link with the front, and finds others beside it.
+            address = at_host_of(setup.address, self._head.address) if setup.address else self._head.address
+            settings = msgspec.to_builtins(own)
             changed = msgspec.structs.replace(setup, config=settings, address=address, keys=self._head.folder)
             peers_at = address_of(own_address(self._head.address), 0)  # whichever port is free
             child = Child(msgspec.structs.replace(changed, peers_at=peers_at))

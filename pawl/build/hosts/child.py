@@ -1,4 +1,4 @@
-"""The process of a replica, as the one that has started it sees it."""
+"""The process of a replica, or of an outpost of one, as the one that has started it sees it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Child:
     """A process of this one (`Running`), which ends with it: the end of its input is the end of its parent."""
 
     def __init__(self, setup: Setup) -> None:
-        self._process = self._start()
+        self._process = self._start(setup)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             write_frame(self._process.stdin, msgspec.msgpack.encode(setup))
@@ -27,10 +27,10 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, setup: Setup) -> subprocess.Popen[bytes]:
         """A session of its own: what ends the front from a terminal ends its replica when the front says so."""
         return start(
-            python("pawl.build.replica"),
+            python("pawl.build.outpost" if setup.part else "pawl.build.replica"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

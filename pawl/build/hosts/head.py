@@ -15,6 +15,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -108,7 +109,15 @@ class NodeHosts:
     # ---- for the engine ----
 
     def of(self, place: int, stopping: threading.Event) -> Host:
-        number = self._layout.node_of(place) - self._layout.head_serves
+        return self._node(self._layout.node_of(place), stopping)
+
+    def beside(self, place: int, stopping: threading.Event) -> Sequence[Host]:
+        first = self._layout.node_of(place)
+        return [self._node(first + more, stopping) for more in range(1, self._layout.hosts_each)]
+
+    def _node(self, number: int, stopping: threading.Event) -> Host:
+        """The one of this number, once it is there."""
+        number -= self._layout.head_serves
         if number < 0:
             return self._this
         with self._changed:
@@ -167,7 +176,8 @@ class NodeHosts:
             process = f"node.{next(self._numbers)}"
             wire = self.bind()
             num_here = self._layout.joined[number].size
-            node = Node(self, process, join, wire.address, num_here, time.monotonic())
+            threads = self._layout.threads
+            node = Node(self, process, join, wire.address, num_here, threads, time.monotonic())
             self._places[number] = node
         node.link = self._system.connect(process, wire)
         return Welcome(process, wire.address)

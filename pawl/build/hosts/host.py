@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -65,6 +66,9 @@ class Hosts(Protocol):
         """Where the replica at this place is to be. Waits until that host is there; raises ReplicaFailed when it does
         not come, or once it is `stopping`."""
 
+    def beside(self, place: int, stopping: threading.Event) -> Sequence[Host]:
+        """The other hosts that have ranks of that replica, in their order; waits and raises as `of`."""
+
     def release(self, place: int) -> None:
         """No replica is at this place any more, nor will be one for now."""
 
@@ -105,6 +109,9 @@ class OneHost:
 
     def of(self, place: int, stopping: threading.Event) -> Host:
         return self._host
+
+    def beside(self, place: int, stopping: threading.Event) -> Sequence[Host]:
+        return ()
 
     def release(self, place: int) -> None:
         """This host stays."""

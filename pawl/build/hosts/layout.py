@@ -37,11 +37,16 @@ class Layout(NamedTuple):
     """Of the nodes, by number; one is that of the head, where replicas live there."""
     head_serves: bool
     """Node 0 is the host of the head."""
+    hosts_each: int = 1
+    """Nodes that share out the ranks of a replica. Then each block is one of so many nodes behind each other, the first
+    of which has the processes of replicas, and all have ranks of each."""
+    threads: int | None = None
+    """CPU threads of each host, as the user says; None: as many as it has cores."""
 
     @property
     def num_nodes(self) -> int:
         """With that of the head, where replicas live there."""
-        return len(self.blocks)
+        return len(self.blocks) * self.hosts_each
 
     @property
     def num_joined(self) -> int:
@@ -50,16 +55,21 @@ class Layout(NamedTuple):
 
     def node_of(self, place: int) -> int:
         """The node, from 0, of the replica at this place."""
-        return next(number for number, block in enumerate(self.blocks) if place in block)
+        return self.blocks.index(self.block_of(place)) * self.hosts_each
+
+    def block_of(self, place: int) -> Block:
+        """All replicas on the host of this place."""
+        return next(block for block in self.blocks if place in block)
 
     def num_beside(self, place: int) -> int:
         """Replicas on the host of this place, with its own."""
-        return self.blocks[self.node_of(place)].size
+        return self.block_of(place).size
 
     @property
     def joined(self) -> tuple[Block, ...]:
-        """Of nodes that are to join."""
-        return self.blocks[int(self.head_serves) :]
+        """Of each node that is to join."""
+        every = tuple(block for block in self.blocks for _ in range(self.hosts_each))
+        return every[int(self.head_serves) :]
 
     @property
     def joined_roles(self) -> tuple[str, ...]:
@@ -97,11 +107,12 @@ def layout_of(config: ServerConfig) -> Layout:
     roles, count, num_nodes = roles_of(config), num_places(config), config.nodes
     if config.ray is not None:
         return _layout_of_ray(config, roles, count)
-    sizes = _sizes(config, roles, count)
-    if config.max_dp is not None and config.dp < num_nodes:
-        raise ConfigError(f"dp: at least one replica for each of {num_nodes} nodes, not {config.dp}", "dp")
+    each = hosts_each(config, count)
+    sizes = _sizes(config, roles, count, num_nodes // each)
+    if config.max_dp is not None and config.dp < num_nodes // each:
+        raise ConfigError(f"dp: at least one replica for each of {num_nodes // each} nodes, not {config.dp}", "dp")
     blocks = side_by_side((*roles, *[UNIFIED] * (count - len(roles))), sizes)
-    layout = Layout((blocks.pop(_head_block(config, blocks)), *blocks), config.head_serves)
+    layout = Layout((blocks.pop(_head_block(config, blocks)), *blocks), config.head_serves, each, config.threads)
     if not layout.num_joined:
         for name in ("listen", "keys"):
             if getattr(config, name) is not None:
@@ -115,10 +126,27 @@ def layout_of(config: ServerConfig) -> Layout:
     return layout
 
 
-def _sizes(config: ServerConfig, roles: Sequence[str], count: int) -> list[int]:
-    """Replicas of each host, in the order of their places: as many on each; where that does not come out even, each
-    host has one role. Raises ConfigError."""
-    num_nodes = config.nodes
+def hosts_each(config: ServerConfig, count: int) -> int:
+    """Hosts for each of so many replicas: as the user says, else one, unless there are more hosts than replicas. Raises
+    ConfigError."""
+    asked, nodes = config.nodes_per_replica, config.nodes
+    each, rest = divmod(nodes, count) if asked is None and count < nodes else (asked or 1, nodes % (asked or 1))
+    name = "nodes" if asked is None else "nodes_per_replica"
+    if rest:
+        told = f"each of {count} replicas has as many" if asked is None else f"each replica has {asked}"
+        raise ConfigError(f"{name}: of {nodes} nodes {told}, and that leaves {rest}", name)
+    if each > config.pp:
+        raise ConfigError(
+            f"{name}: a replica on {each} nodes has a stage on each (--pp), and pp is {config.pp}; ranks of a stage "
+            "(--tp, --ep) live on one host, where they meet in memory",
+            name,
+        )
+    return each
+
+
+def _sizes(config: ServerConfig, roles: Sequence[str], count: int, num_nodes: int) -> list[int]:
+    """Replicas of each host, or of as many as a replica has, in the order of their places: as many on each; where that
+    does not come out even, each has one role. Raises ConfigError."""
     if count % num_nodes == 0:
         return [count // num_nodes] * num_nodes
     if config.disaggregate is None or count < num_nodes:
@@ -126,8 +154,7 @@ def _sizes(config: ServerConfig, roles: Sequence[str], count: int) -> list[int]:
         needs, told = "as many replicas", f"{most} is {count}"
         if config.disaggregate is not None:
             needs, told = "one replica at least", f"there are {count}"
-        ranks = "; ranks of a replica live on one host, where they meet in memory" if count < num_nodes else ""
-        raise ConfigError(f"nodes: each of {num_nodes} nodes has {needs}, and {told}{ranks}", "nodes")
+        raise ConfigError(f"nodes: each of {num_nodes} nodes has {needs}, and {told}", "nodes")
     decoding = roles.count(DECODE)
     prefilling = count - decoding
     share = (2 * num_nodes * decoding + count) // (2 * count)
@@ -144,11 +171,14 @@ def _layout_of_ray(config: ServerConfig, roles: Sequence[str], num_replicas: int
     """Each replica has a node of its own, wherever Ray has room for it."""
     if config.nodes > 1:
         raise ConfigError("nodes: with --ray each replica has a place of its own, on machines that Ray has", "nodes")
+    if config.nodes_per_replica is not None:
+        told = "with --ray all ranks of a replica are on one machine; stages on several go with --nodes"
+        raise ConfigError(f"nodes_per_replica: {told}", "nodes_per_replica")
     if config.keys is None:
         raise ConfigError(NO_KEYS, "keys")
     _check_listen(config)
     ever = (*roles, *[UNIFIED] * (num_replicas - len(roles)))
-    return Layout(tuple(side_by_side(ever, [1] * num_replicas)), head_serves=False)
+    return Layout(tuple(side_by_side(ever, [1] * num_replicas)), head_serves=False, threads=config.threads)
 
 
 def _check_listen(config: ServerConfig) -> None:

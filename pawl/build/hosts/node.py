@@ -35,7 +35,17 @@ class Head(Protocol):
 class Node:
     """One that has a place, from its welcome to its loss (a `Host`)."""
 
-    def __init__(self, head: Head, process: str, join: Join, address: str, num_here: int, since: float) -> None:
+    def __init__(
+        self,
+        head: Head,
+        process: str,
+        join: Join,
+        address: str,
+        num_here: int,
+        threads: int | None,
+        since: float,
+    ) -> None:
+        """`num_here` replicas share its `threads` out (`Layout.threads`)."""
         self.process = process
         self.join = join
         self.address = address
@@ -48,7 +58,7 @@ class Node:
         self.since = since
         """When it was welcome, monotonic seconds."""
         self._head = head
-        self._num_here = num_here
+        self._num_here, self._threads = num_here, threads
         self._lock = threading.Lock()
         self._running: dict[str, RemoteProcess] = {}
         self._lost: str | None = None
@@ -62,7 +72,7 @@ class Node:
             if self._lost is not None:
                 raise HostLost(f"{self.name}: {self._lost}")
             self._running[setup.process] = running
-        self._head.tell(self.process, Start(_for_others(setup), self._num_here))
+        self._head.tell(self.process, Start(_for_others(setup, self._threads), self._num_here))
         return running
 
     def stop(self, process: str) -> None:
@@ -95,10 +105,11 @@ class Node:
             running.ended(f"{self.name} is lost: {reason}", host_lost=True)
 
 
-def _for_others(setup: Setup) -> Setup:
+def _for_others(setup: Setup, threads: int | None) -> Setup:
     """Without keys of clients, which are the front's business, and with the whole path of a model: a relative one names
-    nothing on another host."""
-    config, model = setup.config | {"api_key": None, "admin_api_key": None}, Path(setup.config["model"]).expanduser()
+    nothing on another host. Its threads are shared out there: of a replica here an outpost has a share of its own."""
+    config = setup.config | {"api_key": None, "admin_api_key": None, "threads": threads}
+    model = Path(config["model"]).expanduser()
     if model.exists():
         config["model"] = str(model.absolute())
     return msgspec.structs.replace(setup, config=config)
