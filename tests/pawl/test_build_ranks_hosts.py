@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,16 +186,3 @@ def test_whatever_is_lost_between_the_hosts_of_a_replica_its_streams_go_on_in_on
         assert all(is_gone(rank["pid"]) for rank in before)
     first, second = deployment.verdicts()
     assert (first in (Verdict.PASS, Verdict.INCOMPLETE), second) == (True, Verdict.PASS)
-
-
-def test_a_short_cut_of_the_cable_costs_a_pause(deployment: Deployment) -> None:
-    def cut() -> None:
-        deployment.host.cable("down")
-        time.sleep(2.0)
-        deployment.host.cable("up")
-
-    with deployment.engine() as engine:
-        expected = tokens_through(engine)
-        assert tokens_through(engine, cut) == expected
-        assert [replica.names.replica for replica in engine.replicas.live()] == [0]
-    assert deployment.verdicts() == [Verdict.PASS]
