@@ -177,21 +177,13 @@ def _load_ranks(
         window=widest_window(model) if two_pools else None,
         num_window_pages=plan.num_window_pages,
     )
-    sizes = Sizes(
-        num_pages=plan.num_pages,
-        num_window_pages=plan.num_window_pages,
-        page_size=plan.page_size,
-        num_slots=loop_config.max_running,
-        max_context=loop_config.max_context,
-    )
     # Drafts change nothing only where a row's bits do not depend on what is beside it.
     deterministic = config.deterministic or loop_config.speculation is not None
     if source.has_blocks and config.dtype == "auto":
         log.info("weights are dequantised", reason="ranks compute none as they are stored")
     facts = {"weights": _dtype_name(config), "deterministic": config.deterministic}
-    group = start_group(
-        config, model, source.path, sizes, topology, pooling, deterministic, part(report, 0.1, WEIGHTS_LOADED), outposts
-    )
+    sizes, heard = _sizes(plan, loop_config), part(report, 0.1, WEIGHTS_LOADED)
+    group = start_group(config, model, source.path, sizes, topology, pooling, deterministic, heard, outposts)
     report(WEIGHTS_LOADED)
     try:
         return assemble(
@@ -210,6 +202,17 @@ def _load_ranks(
     except BaseException:
         group.close()
         raise
+
+
+def _sizes(plan: MemoryPlan, loop_config: LoopConfig) -> Sizes:
+    """Of the tables of each rank's runner."""
+    return Sizes(
+        num_pages=plan.num_pages,
+        num_window_pages=plan.num_window_pages,
+        page_size=plan.page_size,
+        num_slots=loop_config.max_running,
+        max_context=loop_config.max_context,
+    )
 
 
 def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan, stored: bool) -> dict[str, Any]:
