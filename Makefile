@@ -17,7 +17,7 @@ NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated mutants mutation \
-	bench-host bench-cache bench-audit bench-cliffs bench-pressure bench-attacks bench-kills bench-messages bench-hand-over bench-apart bench-cpu gpu-check clean
+	bench-host bench-cache bench-audit bench-cliffs bench-pressure bench-attacks bench-kills bench-messages bench-hand-over bench-apart bench-crowd bench-cpu gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -107,6 +107,8 @@ bench-hand-over: setup  ## pages from a prefill replica to a decode replica, and
 	@$(BIN)/python -m benchmarks.hand_over $(ARGS)
 bench-apart: setup  ## long prompts beside decoding clients, with prefill apart and without
 	@$(BIN)/python -m benchmarks.apart $(ARGS)
+bench-crowd: setup  ## many clients in simulated time: what a setting does to first tokens, gaps and throughput
+	@$(BIN)/python -m benchmarks.crowd $(ARGS)
 bench-cpu: setup  ## end to end on this CPU
 	@$(BIN)/python -m benchmarks.cpu
 
