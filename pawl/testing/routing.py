@@ -64,8 +64,8 @@ class SimulatedStarter:
             replica.lost = replica.lost or replica.names == lost
         if not lost.own & self._run.failed:
             self._end_in_order(lost)
-        for name in lost.own & self._run.failed and lost.own & self._run.actors.keys():
-            if (cell := self._run.system.find(name)) is not None:
+        else:
+            for cell in self._own_cells(lost):
                 cell.ask_to_stop("its replica is lost")
         if why_not or not self._left or self._run.closing:
             return why_not or "as many were started as the workload says"
@@ -100,9 +100,13 @@ class SimulatedStarter:
 
     def _end_in_order(self, names: Names) -> None:
         self.gone.add(names)
-        found = [self._run.system.find(name) for name in all_names(names) if name in names.own]
-        self._ending.append(deque(cell for cell in found if cell is not None))
+        self._ending.append(deque(self._own_cells(names)))
         self._ending[-1][0].ask_to_stop(LEFT)
+
+    def _own_cells(self, names: Names) -> list[Receiver]:
+        """Of the replica's own actors, in their order: a set has another one in each process that runs the schedule."""
+        found = [self._run.system.find(name) for name in all_names(names) if name in names.own]
+        return [cell for cell in found if cell is not None]
 
     def stepped(self) -> None:
         """Of those that end, the next actor is asked to, once the one before has, and all was heard that it said; and

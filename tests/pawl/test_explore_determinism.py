@@ -16,8 +16,9 @@ from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.cli import main
 from pawl.loops.policy import POLICIES
-from pawl.testing import Arrival, Shape, Workload, explore_workload
+from pawl.testing import Arrival, Faults, Shape, Workload, explore_workload
 from pawl.testing.clients import FrontDesk
+from pawl.testing.exploring import Outcome
 
 WAITING = Workload(
     arrivals=tuple(Arrival(prompt=(97, 98 - number % 2), max_new_tokens=2) for number in range(5)),
@@ -67,12 +68,22 @@ def test_a_number_from_outside_that_only_the_records_show_is_found_out(
 IN_ANOTHER_PROCESS = """
 from pawl.loops.policy import POLICIES
 from pawl.testing import Workload, explore_workload
-from tests.pawl.test_explore_determinism import WAITING, ByName
+from tests.pawl.test_explore_determinism import WAITING, ByName, losing
 
 POLICIES["strange"] = lambda seed: ByName()
 for workload in (Workload.random(2), Workload.random(6), WAITING):
     print(explore_workload(workload, "pos", 6, confirm_every=2, shrink=False, replayed=False).result.digest.hex())
+print(losing().result.digest.hex())
 """
+
+
+def losing() -> Outcome:
+    """Runs in which an actor of a replica crashes, and the others of that replica end."""
+    arrivals = tuple(Arrival(prompt=(97, 98, 99), max_new_tokens=2) for _ in range(2))
+    workload = Workload(arrivals=arrivals, shape=Shape(replicas=2))
+    return explore_workload(
+        workload, "random", 6, seed=6, faults=Faults(crash=1), confirm_every=2, shrink=False, replayed=False
+    )
 
 
 class ByName:
@@ -94,6 +105,8 @@ def digests(hash_seed: str) -> list[str]:
 
 
 def test_another_process_comes_to_the_same_unless_something_goes_through_a_set() -> None:
+    assert losing().reached["lost replica"]
     first, second = digests("1"), digests("2")
     assert first[:2] == second[:2]
     assert first[2] != second[2]
+    assert first[3] == second[3]
