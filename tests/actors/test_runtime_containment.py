@@ -96,6 +96,23 @@ def test_a_client_that_cannot_be_told_its_end_is_told_of_a_failure_and_the_other
     gateway.check()
 
 
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_failure_for_a_request_that_is_off_the_books_is_nobody_elses(closing: bool) -> None:
+    gateway = Gateway()
+    ManualContext(gateway, "gateway")
+    inbox = Inbox()
+    (one,) = gateway.submit([Submit(request=0, rid="", text="x")], [inbox])
+    requests = gateway.requests
+    requests._closing = requests._entries[one] if closing else None
+    requests.tell_failure(one + 1)
+    requests.give_up(one + 1, 0.0)
+    assert gateway.live() == (one,)
+    assert inbox.take() is None
+    requests._closing = None
+    requests.give_up(one, 0.0)
+    assert gateway.live() == ()
+
+
 def test_whoever_asks_and_cannot_take_the_answer_is_the_only_one_who_misses_it() -> None:
     gateway = Gateway()
     context = ManualContext(gateway, "gateway")
