@@ -28,9 +28,13 @@ and is deleted; or it gets a test. **Survived** is what nothing noticed when it 
 was read: tests made for earlier samples are there, none was made for this one. The share is an estimate for the whole
 four rooms as they were then, with its interval of 95 % (Wilson's). *Now* is what is left of it. With few seconds of
 tests the share is too high: what a slower test would notice counts as survived, and what no measurement knew to reach
-the statement was asked only where its name says that it is about the file. Seed 6 was judged without the tests of the
-face (`tests/pawl`), on two cores that six others used (AMD EPYC), where tests took some five times as long as in
-quiet; those before it stand in the history of this page."""
+the statement was asked only where its name says that it is about the file. A test has noticed an edit if alone it fails
+with it and passes without. `make mutation ARGS=--unreached` lists the statements that no test was seen to reach.
+
+Seed 6 was judged without the tests of the face (`tests/pawl`), seed 8 with them; those before stand in the history of
+this page. Both were judged on two cores that six others used (AMD EPYC), where tests took some five times as long as in
+quiet, and were measured so: 120 s are some 25. Of the 158 edits of seed 8, 30 survived at first, with the nine of them
+that change nothing: 19.0 % (13.6-25.8)."""
 
 
 def page(results: Results) -> Iterator[str]:
