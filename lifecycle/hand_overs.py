@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pawl.lifecycle.columns import int32s
+from pawl.lifecycle.namespaces import salt_of
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import Checkpoint, Closed, Gap, Record, Started, Submitted, TierTold, Transition
@@ -24,6 +25,7 @@ class Asked(NamedTuple):
 
     ticket: int
     tokens: bytes
+    salt: str = ""
     num_cached: int = 0
     """Tokens that its cache had, at the first admission."""
 
@@ -38,6 +40,7 @@ class Came(NamedTuple):
     """Its prompt and its output until then: one that was retracted, or that a lost replica had, may have some."""
     num_cached: int
     """As it was told of the other side's cache."""
+    salt: str = ""
 
 
 class Side(NamedTuple):
@@ -73,7 +76,9 @@ def side_of(records: Iterable[Record]) -> Side | None:
             case Submitted():
                 _, _, ticket = record.rid.rpartition("/")
                 if found.role == "prefill" and ticket.isdecimal():
-                    asked[record.request] = Asked(int(ticket), int32s(record.tokens).tobytes())
+                    asked[record.request] = Asked(
+                        int(ticket), int32s(record.tokens).tobytes(), salt_of(record.namespace)
+                    )
             case Transition(event=Event.ADMIT, request=request) if request in asked:
                 asked[request] = asked[request]._replace(num_cached=record.num_cached or 0)
             case Transition(event=Event.RETRACT, request=request) if request in asked:
@@ -83,7 +88,8 @@ def side_of(records: Iterable[Record]) -> Side | None:
             case Transition(event=Event.RECEIVE, request=request) if told is not None:
                 known = _known(monitor.history, request)
                 if known is not None:
-                    found.came.append(Came(told.ticket, told.count, request, known, told.num_cached))
+                    salt = salt_of(monitor.history.submissions[record.row].namespace)
+                    found.came.append(Came(told.ticket, told.count, request, known, told.num_cached, salt))
                 told = None
     if found is None:
         return None
@@ -118,17 +124,21 @@ def matched(sides: Iterable[Side]) -> Matched:
     for side in every:
         for each in side.asked:
             asked.setdefault(each.ticket, []).append(each)
-    came = [(side, each) for side in every for each in side.came if each.pages]
+    came = [(side, each) for side in every for each in side.came]
     whole = all(side.whole for side in every if side.role == "prefill")
     faults = tuple(_faults(came, asked)) if whole else ()
-    return Matched(len(came), sum(each.pages for _, each in came), faults)
+    return Matched(sum(each.pages > 0 for _, each in came), sum(each.pages for _, each in came), faults)
 
 
 def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[Asked]]) -> Iterator[str]:
     for side, each in came:
         mine = [other for other in asked.get(each.ticket, ()) if each.known.startswith(other.tokens)]
         what = f"request {each.request} received {each.pages} pages as ticket {each.ticket}"
-        if not mine:
+        if mine and all(other.salt != each.salt for other in mine):
+            yield f"{what}, and a prefill replica was asked for its tokens under another salt"
+        elif not each.pages:
+            continue  # it may have been asked of nobody
+        elif not mine:
             yield f"{what}, and no prefill replica was asked for its tokens under that ticket"
         elif each.pages > max(len(other.tokens) // 4 // side.page_size for other in mine):
             yield f"{what}, and the prompt that a prefill replica was asked for has fewer"

@@ -98,7 +98,7 @@ def _edges() -> tuple[Edge, ...]:
     prefilling, decoding, finished = State.PREFILLING, State.DECODING, State.FINISHED
     e = Event
     taken = "its memory is needed, its step is lost, the engine is paused, or its weights are exchanged"
-    stopped_late = "its stop string was found in output that it had before it lost its memory"
+    stopped_late = "its stop string was found in output that it had before it lost its memory, or its replica"
     ends = frozenset({Cause.LENGTH, Cause.EOS, Cause.STOP_TOKEN, Cause.STOP_STRING})
     walk = (
         _edge(new, e.SUBMIT, queued, "it may be admitted at once"),
@@ -124,8 +124,7 @@ def _edges() -> tuple[Edge, ...]:
         _edge(prefilling, e.FINISH, finished, "it wants no output", frozenset({Cause.LENGTH}), WANTS_NO_OUTPUT),
         _edge(prefilling, e.FINISH, finished, "its prompt is computed for a decode replica", _HANDED, WANTS_NO_OUTPUT),
         _edge(prefilling, e.FINISH, finished, "its vector is computed", frozenset({Cause.EMBEDDED}), WANTS_NO_OUTPUT),
-        _edge(prefilling, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
-        _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
+        *(_edge(s, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT) for s in (*WAITING, prefilling)),
         _edge(decoding, e.FINISH, finished, "its output is complete", ends, HAS_OUTPUT),
         _edge(prefilling, e.RETRACT, queued, taken, RETRACT_CAUSES),
         _edge(decoding, e.RETRACT, queued, taken, RETRACT_CAUSES),

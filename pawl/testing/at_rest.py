@@ -13,6 +13,7 @@ from pawl.actors.messages.control import LATE, Reply, Stalled
 from pawl.actors.messages.generate import Usage
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import ToLinker
+from pawl.actors.messages.replicas import Parted
 from pawl.actors.messages.transfer import Saved
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
@@ -25,6 +26,7 @@ from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
+from pawl.testing.asked import check_asked, check_times
 from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
@@ -42,7 +44,7 @@ NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 
 NEW_WEIGHTS = frozenset({"update-weights", "put-weights", "receive-weights"})
 """Control messages that bring some."""
-WHILE_STOPPING = (DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, Stalled, *get_args(ToLinker))
+WHILE_STOPPING = (Parted, DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, Stalled, *get_args(ToLinker))
 """While all stop two replicas may find each other, or part, and a step may be slow: those who are told may be gone."""
 
 
@@ -107,6 +109,8 @@ class EndChecks:
         for client in self.run.desk.clients:
             self._check_answered(client)
             self.check_output(client)
+            check_asked(self.run, client)
+            check_times(self.run, client)
         self._check_answers()
         self._check_letters()
         others = any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced)
@@ -158,7 +162,9 @@ class EndChecks:
         drawn_by = client.drawn_by
         expectations = self.run.model.expectations
         expectations.check_beginning(arrival, drawn_by, client.tokens, client.text, request)
-        expectations.check_scores(arrival, drawn_by, client.scores, client.prompt_scores, request)
+        ended = client.done is not None and not client.left and client.done.cause not in ABORT_CAUSES
+        scores = client.scores, client.prompt_scores
+        expectations.check_scores(arrival, drawn_by, *scores, request, count=len(client.tokens), ended=ended)
         if client.refusal is not None:
             self.check_cause(client, arrival, client.refusal.cause)
         elif client.done is not None and not client.left:

@@ -79,6 +79,8 @@ class Client(Inbox):
         self.vectors: list[list[float]] = []
         self.num_ends = 0
         self.left = False
+        self.first_at: float | None = None
+        """When it saw its first token."""
         self._desk = desk
         self.index = index
 
@@ -86,6 +88,8 @@ class Client(Inbox):
         if self.left or self.num_ends:
             self._desk.report("silence_after_abort", "an output after the end", self.request)
         super().push(output)
+        if output.tokens and self.first_at is None:
+            self.first_at = self._desk.context.now()
         self.tokens += output.tokens
         self.text += output.text
         self.scores += output.logprobs

@@ -222,7 +222,9 @@ class Cluster(Case):
         """A step that nobody waits for any more is on the device, or what an actor has to say is to come: no message
         tells."""
         unsettled = any(driver.cell.unsettled for driver in self.system.drivers)
-        in_flight = any(replica.scheduler.loop.in_flight for replica in self.replicas if not replica.lost)
+        # Of a replica that has left nobody waits for the rest of a request that has ended.
+        there = [replica for replica in self.replicas if not (replica.lost or replica.left)]
+        in_flight = any(replica.scheduler.loop.in_flight for replica in there)
         return unsettled or (in_flight and not self.crashed)
 
     def at_rest(self) -> None:

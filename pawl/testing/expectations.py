@@ -253,11 +253,15 @@ class Expectations:
         tokens: Sequence[TokenLogprob],
         prompt: Sequence[TokenLogprob],
         request: int | None,
+        *,
+        count: int,
+        ended: bool,
     ) -> None:
-        """Log-probabilities are those of the tokens with which they came, all of the prompt's or none. Raises
-        PropertyFailed."""
+        """Log-probabilities are those of the `count` tokens that the client has, and all of the prompt's, or none where
+        the request has not `ended` by itself and has no token. Raises PropertyFailed."""
         said = self.said(arrival, drawn_by)
-        for told, wanted in ((tokens, said.scores[: len(tokens)]), (prompt, said.prompt_scores if prompt else ())):
+        due = ended or count > 0 or len(prompt) > 0
+        for told, wanted in ((tokens, said.scores[:count]), (prompt, said.prompt_scores if due else ())):
             found = tuple((one.token, one.logprob, tuple([pair[:2] for pair in one.top]), one.rank) for one in told)
             if found != wanted:
                 raise PropertyFailed("retraction_transparency", f"log-probabilities {found}, not {wanted}", request)

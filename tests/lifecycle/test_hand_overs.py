@@ -151,6 +151,16 @@ def test_what_came_after_records_that_say_nothing_is_not_compared(gap: Record) -
     assert not side([started("prefill"), gap, CLOSED]).whole
 
 
+@pytest.mark.parametrize("pages", [0, 2])
+def test_a_prompt_that_was_computed_under_another_salt_is_named(pages: int) -> None:
+    begun, asked, closed = prefill(PROMPT[:9])
+    salted = msgspec.structs.replace(asked, namespace="salt=a&weights=w")
+    (fault,) = matched([side(decode(pages)), side([begun, salted, closed])]).faults
+    assert fault.endswith("was asked for its tokens under another salt")
+    came = [msgspec.structs.replace(r, namespace="salt=a") if isinstance(r, Submitted) else r for r in decode(pages)]
+    assert matched([side(came), side([begun, salted, closed])]).faults == ()
+
+
 def test_a_prefill_that_brought_nothing_needs_nobody() -> None:
     assert matched([side(decode(pages=0)), side([started("prefill"), CLOSED])]).faults == ()
 

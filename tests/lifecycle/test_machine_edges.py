@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pawl.features.request import GRAMMARS
-from pawl.lifecycle.machine import TABLE, Edge, UInt8s
+from pawl.lifecycle.machine import TABLE, WAITING, Edge, UInt8s
 from pawl.lifecycle.requests import Int32s, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.batch import BatchBuilder
@@ -135,16 +136,20 @@ class AnyDriver(Driver):
                     self.tiers.kept(keys, self.now)
                 deadline, grammar = self.now + chance.choice([3, 1000]), chance.choice([None, None, GRAMMARS[0]])
                 wanted = chance.choice([0, 1, 20, 100])
-                fields = {"grammar": grammar, "embed": not wanted and grammar is None}
+                fields: dict[str, Any] = {"grammar": grammar, "embed": not wanted and grammar is None}
                 assert self.intake.adapters is not None
                 part = self.intake.adapters.part(chance.choice([0, 0, *self.adapters.values()]))
+                if wanted > 1 and chance.random() < 0.3:
+                    fields["output"] = [97]
                 request = self.submit(prompt, wanted, deadline=deadline, namespace=namespace_of(adapter=part), **fields)
                 if grammar is not None:
                     self.compiling.append(request)
             case 4 if live:
                 requests.abort(chance.choice(live), Cause.CLIENT, self.now)
             case 5 if said := [request for request in live if self.output_of[request]]:
-                requests.finish(chance.choice(said), 1, self.now)
+                table = self.loop.table
+                waiting = [request for request in said if table.state[table.row_of[request]] in WAITING]
+                requests.finish(chance.choice(waiting or said), 1, self.now)
             case 6:
                 requests.expire(self.now)
             case 7 if chance.random() < 0.3:

@@ -163,15 +163,19 @@ class Driver:
         namespace: str = "",
         priority: int = 0,
         deadline: float = float("inf"),
+        output: Sequence[int] = (),
         **drawn: Any,
     ) -> int:
-        """`drawn`: how, as `SamplingParameters` has it; otherwise greedily."""
+        """`drawn`: how, as `SamplingParameters` has it; otherwise greedily. `output`: what it has had elsewhere."""
         request, self._next = self._next, self._next + 1
         if drawn.get("grammar") is not None:
             drawn |= {"stop_token_ids": (END_TOKEN,), "eos_token_ids": (END_TOKEN,)}
         sampling = SamplingParameters(**{"temperature": 0.0} | drawn, max_new_tokens=max_new_tokens)
         ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
-        self.intake.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
+        ticket.num_retractions = ticket.num_resumed = int(len(output) > 0)
+        had = np.array(output, np.int32)
+        self.intake.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now, had)
+        self.output_of[request] += output
         return request
 
     def step(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+from pawl.loops.orders.grammars import GrammarReady
+
+from pawl.features.request import GRAMMARS
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.numbers import LONG
 from pawl.lifecycle.states import Cause
-from pawl.loops.intake import Outcome, WaitEnds
+from pawl.loops.intake import Order, Outcome, WaitEnds
 from pawl.loops.orders.cache import FlushCache
-from pawl.loops.orders.requests import Abort, Drain, EndAll
+from pawl.loops.orders.requests import Abort, Drain, EndAll, Finish
 from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.sessions import CloseSession, ExpireSession, OpenSession
 from tests.loops.driver import Driver
@@ -143,3 +147,15 @@ def test_what_computes_is_gone_for_who_runs_and_a_step_in_flight_says_so_itself(
     assert driver.loop.memory.cache.statistics()["pages"] == 0
     driver.run()
     assert len(driver.output_of[1]) == 3
+
+
+@pytest.mark.parametrize("before", [[], [GrammarReady(1)]], ids=["its grammar is compiled", "it waits for its turn"])
+def test_a_stop_string_in_output_of_a_lost_replica_ends_a_request_wherever_it_waits(before: list[Order]) -> None:
+    driver = Driver(max_running=1)
+    request = driver.submit([1, 2], 5, grammar=GRAMMARS[0], output=[97, 98])
+    for order in before:
+        driver.intake.deliver(order, driver.now)
+    driver.intake.deliver(Finish(request, 1), driver.now)
+    assert driver.cause(request) is Cause.STOP_STRING
+    driver.run()
+    assert not driver.loop.table.row_of

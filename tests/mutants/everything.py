@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.in_adapters import ADAPTERS
 from tests.mutants.in_apart import APART
+from tests.mutants.in_asked import ASKED
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
 from tests.mutants.in_hand_over import HAND_OVER
@@ -26,7 +27,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED),
 )
 
 EQUIVALENT = {

@@ -9,19 +9,25 @@ import msgspec
 import pytest
 
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.generate import TokenLogprob
+from pawl.actors.messages.replicas import Parted
 from pawl.actors.messages.transfer import Saved
 from pawl.actors.names import NAMES
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.quiet import silence
+from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, StepCommitted
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.testing import Arrival, PropertyFailed, Workload, explore_workload
-from pawl.testing.cluster import cluster
+from pawl.testing.cluster import PATIENCE_S, cluster
+from pawl.testing.expectations import AS_STARTED
+from pawl.testing.models import GHOST
+from pawl.testing.shape import Shape
 from pawl.testing.workload import Closing
 
 SERVED = Workload(arrivals=tuple(Arrival(prompt=(97, 98), max_new_tokens=3, at_s=at) for at in (0.0, 0.0, 0.3)))
@@ -96,6 +102,61 @@ def test_an_engine_that_ends_at_work_answers_everybody(grace_s: float | None) ->
         assert outcome.found is None, str(outcome.found)
         drained += outcome.reached["end by drained"]
     assert drained
+
+
+def test_nobody_waits_for_the_steps_of_a_replica_that_has_left() -> None:
+    shape = Shape(replicas=2, max_replicas=2, scale_at=1, num_pages=12, hitches=(0.0, 1.0))
+    arrivals = tuple(Arrival(prompt=(97, 98, n), max_new_tokens=9, stop_after=2) for n in (1, 2))
+    workload, decider = Workload(arrivals=arrivals, shape=shape), POS(1)
+    left_at_work = 0
+    for _ in range(6):
+        decider.begin()
+        with silence():
+            run = cluster(workload, decider)
+            drive(run)
+        left_at_work += sum(replica.left and len(replica.scheduler.loop.in_flight) > 0 for replica in run.replicas)
+        assert run.system.now_s < PATIENCE_S
+        assert run.closing
+    assert left_at_work
+
+
+def test_a_router_that_has_stopped_need_not_hear_that_a_replica_has_left() -> None:
+    with silence():
+        run = cluster(SERVED, Fair())
+        drive(run)
+    run.system.dead_letters.add(NAMES.router, NAMES.gateway, Parted(1), Reason.RECEIVER_GONE)
+    run.checks.check_end()
+
+
+@pytest.mark.parametrize("missing", ["prompt", "one of the prompt", "token"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_log_probabilities_come_with_every_token_and_with_the_prompt(missing: str, ended: bool) -> None:
+    arrival = Arrival(prompt=(97, 98, 99), max_new_tokens=2, top_logprobs=0, prompt_logprobs=True)
+    said = GHOST.expectations.said(arrival, AS_STARTED)
+    tokens, prompt = (
+        [
+            TokenLogprob(token, logprob, "", tuple((*pair, "") for pair in top), rank)
+            for token, logprob, top, rank in some
+        ]
+        for some in (said.scores, said.prompt_scores)
+    )
+
+    def check(count: int) -> None:
+        scores = tokens[:count], prompt
+        GHOST.expectations.check_scores(arrival, AS_STARTED, *scores, 1, count=count, ended=ended)
+
+    assert len(tokens) == 2
+    check(2)
+    check(1)
+    prompt, tokens = {
+        "prompt": ([], tokens),
+        "one of the prompt": (prompt[:-1], tokens),
+        "token": (prompt, tokens[:1]),
+    }[missing]
+    with pytest.raises(PropertyFailed, match="log-probabilities"):
+        check(2)
+    if missing == "prompt" and not ended:  # aborted before it had any
+        check(0)
 
 
 def test_a_gateway_that_goes_without_a_word_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,95 @@
+"""A request is in each replica as its client sent it, and times are told in the order in which things happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from pawl.actors.simulation.exploration import drive
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.quiet import silence
+from pawl.actors.simulation.strategies.simple import Fair
+from pawl.lifecycle.records import Submitted
+from pawl.testing import Arrival, PropertyFailed, Workload
+from pawl.testing.asked import check_asked, check_times
+from pawl.testing.cluster import NO_FAULTS, Cluster, cluster
+from pawl.testing.shape import Shape
+
+ASKED = Workload(
+    arrivals=(Arrival(prompt=(97, 98), max_new_tokens=3, priority=2, salt="a", timeout_s=5.0),),
+    shape=Shape(replicas=2),
+)
+ALONE = msgspec.structs.replace(ASKED, shape=Shape(step_s=0.1))
+
+
+def served(workload: Workload = ASKED, faults: Faults = NO_FAULTS) -> Cluster:
+    run = cluster(workload, Fair(), faults=faults)
+    with silence():
+        drive(run)
+    return run
+
+
+def recorded(run: Cluster, number: int, **fields: Any) -> None:
+    """Another replica has had the request as well, as these fields say."""
+    (first,) = [each for each in run.serving[0].trace.records if isinstance(each, Submitted)]
+    run.serving[number].trace.records.append(msgspec.structs.replace(first, **{"time": 9.0, **fields}))
+
+
+@pytest.mark.parametrize("workload", [ASKED, ALONE], ids=["replicas", "alone"])
+def test_what_was_asked_and_what_is_told_hold(workload: Workload) -> None:
+    run = served(workload)
+    (client,) = run.desk.clients
+    check_asked(run, client)
+    check_times(run, client)
+    assert client.first_at is not None
+
+
+@pytest.mark.parametrize("other", [{"priority": 0}, {"namespace": "weights=ghost"}, {"namespace": "salt=b"}])
+def test_another_priority_or_salt_than_was_asked_for_is_found(other: dict[str, Any]) -> None:
+    run = served()
+    recorded(run, 1, **other)
+    with pytest.raises(PropertyFailed, match=r"priority and salt \(2, 'a'\) are"):
+        check_asked(run, run.desk.clients[0])
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"deadline": 9.0}, "its deadline was"),
+        ({"deadline": None}, "its deadline was"),
+        ({"output": b"abcd", "num_retractions": 1, "num_cached": 1}, "0 tokens were cached, and the next .* told 1"),
+        ({"output": b"abcd"}, "1 replicas that had it were lost, and it counts 0"),
+        ({"output": b"abcd", "num_retractions": 1}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_request_goes_on_with_its_deadline_and_with_what_was_told(other: dict[str, Any], words: str) -> None:
+    run = served()
+    recorded(run, 1, **other)
+    if not words:
+        check_asked(run, run.desk.clients[0])
+        return
+    with pytest.raises(PropertyFailed, match=words):
+        check_asked(run, run.desk.clients[0])
+
+
+@pytest.mark.parametrize(("step_s", "faults"), [(0.0, Faults(rush=1)), (0.1, NO_FAULTS)])
+def test_where_messages_are_under_way_for_some_time_deadlines_may_move_with_them(step_s: float, faults: Faults) -> None:
+    run = served(msgspec.structs.replace(ASKED, shape=Shape(replicas=2, step_s=step_s)), faults)
+    recorded(run, 1, deadline=9.0)
+    check_asked(run, run.desk.clients[0])
+
+
+@pytest.mark.parametrize(
+    "other", [{"admitted": -1.0}, {"first_token": 0.25}, {"first_token": 0.01, "admitted": 0.05}, {"ended": 0.0}]
+)
+def test_times_in_another_order_are_found(other: dict[str, float]) -> None:
+    run = served(ALONE)
+    (client,) = run.desk.clients
+    assert client.done is not None
+    timing = msgspec.structs.replace(client.done.timing, **other)
+    client.done = msgspec.structs.replace(client.done, timing=timing)
+    with pytest.raises(PropertyFailed, match="submitted, admitted, first token"):
+        check_times(run, client)
