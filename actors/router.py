@@ -211,8 +211,10 @@ class Router(Actor):
                 if routed.taken:
                     owners.setdefault(routed.replica, []).append(request)
         for number, requests in owners.items():
-            order = msgspec.structs.replace(message, requests=tuple(requests))
-            self.context.send(self.replicas[number].names.scheduler, order, Lane.CONTROL)
+            self._send_abort(number, msgspec.structs.replace(message, requests=tuple(requests)))
+
+    def _send_abort(self, owner: int, order: Abort) -> None:
+        self.context.send(self.replicas[owner].names.scheduler, order, Lane.CONTROL)
 
     def _finish(self, message: Finish) -> None:
         """Its client has had the end already."""

@@ -30,9 +30,10 @@ class _Prompt(NamedTuple):
 
 class AdmissionOrder(Property):
     """Requests that lost their memory come back before newcomers, in order of their first admission; newcomers start by
-    arrival under `fcfs`, and by priority and then arrival under `priority`. Nobody is passed over but for an adapter
-    or for a page that another computes right now, or a lower tier or a prefill replica is to send; nobody begins with a
-    page that another computes right now. An admission that is undone gives the place back."""
+    arrival under `fcfs`, by priority and then arrival under `priority`, and by the output that they want and then
+    arrival under `lof`. Nobody is passed over but for an adapter or for a page that another computes right now, or a
+    lower tier or a prefill replica is to send; nobody begins with a page that another computes right now. An admission
+    that is undone gives the place back."""
 
     name: ClassVar[str] = "admission_order"
 
@@ -162,11 +163,14 @@ class AdmissionOrder(Property):
     def _place(self, request: int, row: int, history: History) -> _Place:
         """In the order of admission, the first is the smallest; equal where the policy may choose."""
         rank = self._ranks.of.get(request, NOT_ADMITTED)
-        if rank < NOT_ADMITTED or self._policy not in ("fcfs", "priority"):
+        if rank < NOT_ADMITTED or self._policy not in ("fcfs", "priority", "lof"):
             return rank, 0, 0
-        submitted = history.submissions.get(row)
-        priority = submitted.priority if submitted is not None and self._policy == "priority" else 0
-        return rank, -priority, self._arrival.get(request, 0)
+        submitted, urgency = history.submissions.get(row), 0
+        if submitted is not None and self._policy == "priority":
+            urgency = submitted.priority
+        elif submitted is not None and self._policy == "lof":
+            urgency = submitted.sampling.max_new_tokens
+        return rank, -urgency, self._arrival.get(request, 0)
 
 
 def _is_being_computed(row: int, newcomer: int, history: History) -> bool:

@@ -246,6 +246,8 @@ class WatchedRouter(Router):
         self._report = report
         self._to_end: frozenset[int] = frozenset()
         """Requests that it was told to abort."""
+        self._told_to_end: frozenset[int] = frozenset()
+        """Those whose replica it has told to."""
         self._opened_at: dict[str, int] = {}
         """Sessions that clients opened and did not close -> the replica that was told to open them."""
 
@@ -259,6 +261,14 @@ class WatchedRouter(Router):
     def _abort(self, message: Abort) -> None:
         self._to_end |= {*message.requests}
         super()._abort(message)
+        there = [self.routed[stream] for request in message.requests if (stream := stream_of(request)) in self.routed]
+        due = {routed.generate.request for routed in there if routed.taken and routed.replica != NOBODY}
+        for request in sorted(due - self._told_to_end):
+            self._report("abort_is_total", "its replica was not told to end it", request)
+
+    def _send_abort(self, owner: int, order: Abort) -> None:
+        super()._send_abort(owner, order)
+        self._told_to_end |= {*order.requests}
 
     def _take(self, message: Generate) -> None:
         super()._take(message)

@@ -102,6 +102,16 @@ def test_a_request_says_from_which_token_on_the_weights_that_drew_last_have_draw
         is_lost(router, context, replica)
 
 
+def test_an_abort_of_several_reaches_all_of_them_each_at_its_replica() -> None:
+    router, context = routed(2)
+    for request in (1, 2, 3, 4):
+        router.receive(asked(request))
+    given(context, 0), given(context, 1)
+    router.receive(Abort((1, 2, 3, 4), Cause.CLIENT, "enough"))
+    told = [[each for each in context.take(f"scheduler.{n}") if isinstance(each, Abort)] for n in (0, 1)]
+    assert told == [[Abort((1, 3), Cause.CLIENT, "enough")], [Abort((2, 4), Cause.CLIENT, "enough")]]
+
+
 def test_all_output_is_older_where_other_weights_serve_whatever_they_are_called() -> None:
     resumed = Resumed(
         output=np.array([10, 11, 12], np.int32),

@@ -87,7 +87,7 @@ class AnyDriver(Driver):
             max_loras=1,
             max_loaded_loras=2,
             role=role,
-            remote=RemoteConfig(max_pages=6) if role is Role.DECODE else None,
+            remote=RemoteConfig(max_pages=self.chance.choice([4, 6])) if role is Role.DECODE else None,
         )
         self.loop.planner = ForgetfulPlanner(self.loop.planner, self.chance)
         self.tiers = self.loop.companion(LowerTiers)
@@ -139,21 +139,27 @@ class AnyDriver(Driver):
                 fields: dict[str, Any] = {"grammar": grammar, "embed": not wanted and grammar is None}
                 assert self.intake.adapters is not None
                 part = self.intake.adapters.part(chance.choice([0, 0, *self.adapters.values()]))
-                if wanted > 1 and chance.random() < 0.3:
+                if wanted > 1 and chance.random() < 0.5:
                     fields["output"] = [97]
                 request = self.submit(prompt, wanted, deadline=deadline, namespace=namespace_of(adapter=part), **fields)
                 if grammar is not None:
                     self.compiling.append(request)
             case 4 if live:
-                requests.abort(chance.choice(live), Cause.CLIENT, self.now)
+                requests.abort(self._one_of(live), Cause.CLIENT, self.now)
             case 5 if said := [request for request in live if self.output_of[request]]:
                 table = self.loop.table
                 waiting = [request for request in said if table.state[table.row_of[request]] in WAITING]
-                requests.finish(chance.choice(waiting or said), 1, self.now)
+                requests.finish(self._one_of(waiting or said), 1, self.now)
             case 6:
                 requests.expire(self.now)
             case 7 if chance.random() < 0.3:
                 self.ghost.fail_at = {self.loop.counters.steps + 1}
+
+    def _one_of(self, requests: list[int]) -> int:
+        """Any; half of the time one that waits for room below the device, of which there are few."""
+        table = self.loop.table
+        few = [each for each in requests if table.state[table.row_of[each]] == State.QUEUED_RESERVING]
+        return self.chance.choice(few if few and self.chance.random() < 0.5 else requests)
 
     def _read(self) -> None:
         for ticket, slot, source in self.readings:
@@ -171,7 +177,7 @@ class AnyDriver(Driver):
             request, fails = self.compiling.pop(0), self.chance.random() < 0.1
             answer = GrammarFailed(request, "no grammar") if fails else GrammarReady(request)
             self.intake.deliver(answer, self.now)
-        while self.remote is not None and self.prefills and self.chance.random() < 0.5:
+        while self.remote is not None and self.prefills and self.chance.random() < 0.2:
             (prefill, *self.prefills) = self.prefills
             if self.chance.random() < 0.5:
                 self.remote.overdue(prefill.ticket, self.now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from pawl.loops.orders.grammars import GrammarReady
 
 from pawl.features.request import GRAMMARS
 from pawl.lifecycle.machines.session import SessionPhase
@@ -11,6 +10,7 @@ from pawl.lifecycle.numbers import LONG
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Order, Outcome, WaitEnds
 from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.grammars import GrammarReady
 from pawl.loops.orders.requests import Abort, Drain, EndAll, Finish
 from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.sessions import CloseSession, ExpireSession, OpenSession

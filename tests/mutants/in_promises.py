@@ -13,7 +13,7 @@ from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort
-from pawl.loops.policy import HighestPriority
+from pawl.loops.policy import HighestPriority, LongestOutputFirst
 from pawl.loops.queues import Queues
 from pawl.loops.requests import Requests
 from tests.mutants.mutant import Edit, Group, Mutant
@@ -143,6 +143,13 @@ PROMISES = (
         "admission_order",
         "The smallest priority goes first.",
         Edit(HighestPriority.order, "-int(priority[row])", "int(priority[row])"),
+    ),
+    _mutant(
+        "shortest_output_first",
+        Group.LIFECYCLE,
+        "admission_order",
+        "Whoever wants the shortest output goes first, where the longest should.",
+        Edit(LongestOutputFirst.order, "-int(table", "int(table"),
     ),
     _mutant(
         "oldest_promised_like_others",
