@@ -184,7 +184,7 @@ def test_a_second_admission_does_not_move_the_first_token() -> None:
     bench.open(0, 10, stop=("world",))
     hello, world = bench.ids("hello world")
     bench.context.time_s = 103.0
-    bench.step([(0, hello)], admitted=(Admitted(0, 0, Timing(submitted=90.0, admitted=95.0)),))
+    bench.step([(0, hello)], admitted=(Admitted(0, 1, Timing(submitted=90.0, admitted=95.0)),))
     [output] = bench.step([(0, world)], admitted=(Admitted(0, 2, Timing(submitted=90.0, admitted=95.0)),))
     assert output.done is not None
     assert output.done.timing.first_token == 103.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, Prefill, Received
+from pawl.actors.messages.hand_over import CancelPrefill, DecoderDown, DecoderUp, Prefill, Received
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.faults import Faults
@@ -132,6 +132,19 @@ def test_a_prefill_replica_that_is_full_says_so_at_once() -> None:
     desk.receive(Prefill(ticket=3, scheduler=DECODE.scheduler, tokens=tokens, salt="", keys=(bytes(16),)))
     assert context.take_sent()[-1] == Sent(DECODE.scheduler, Received(3, 0), Lane.CONTROL)
     assert desk.num_open == 0
+
+
+def test_who_gives_up_one_prefill_still_waits_for_its_others() -> None:
+    desk = PrefillDesk(PREFILL)
+    context = ManualContext(desk, DESK)
+    desk.receive(DecoderUp(DECODE.scheduler, DECODE.storage))
+    for ticket in (1, 2, 3):
+        tokens = np.arange(5, dtype=np.int32)
+        desk.receive(Prefill(ticket=ticket, scheduler=DECODE.scheduler, tokens=tokens, salt="", keys=()))
+    context.take_sent()
+    desk.receive(CancelPrefill(2, DECODE.scheduler))
+    assert context.take(PREFILL.scheduler) == [Abort((2,), Cause.CLIENT)]
+    assert desk.num_open == 2
 
 
 def test_what_a_decode_replica_asked_that_is_gone_is_given_up() -> None:

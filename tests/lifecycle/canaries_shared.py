@@ -462,9 +462,7 @@ _ORDER_CANARIES = {
         for cause in (Cause.TIMEOUT, Cause.DRAINED, Cause.DISCONNECT)
     },
     "a later arrival first": Canary("admission_order", overtaken("fcfs"), "request 2 is admitted before it", 1),
-    "a later one that wants as much, where who wants most goes first": Canary(
-        "admission_order", overtaken("lof"), "request 2 is admitted before it", 1
-    ),
+    "a later one that wants as much": Canary("admission_order", overtaken("lof"), "request 2 is admitted before it", 1),
     "a newcomer before one whose grammar is compiled": Canary(
         "admission_order", overtaken("fcfs", compiled=True), "request 2 is admitted before it", 1
     ),

@@ -212,3 +212,26 @@ def test_aborts_failures_and_pressure_never_change_a_surviving_request(
     pages = driver.loop.memory.pages
     assert pages.free + pages.cached == pages.total
     assert driver.loop.memory.cache.held == 0
+
+
+def test_what_a_request_computed_is_there_for_one_that_goes_on_from_its_output() -> None:
+    driver, prompt = Driver(), list(range(1, 9))
+    first = driver.submit(prompt, 9)
+    driver.run()
+    second = driver.submit([*prompt, *driver.output_of[first]], 1)
+    driver.run()
+    assert driver.ending_of[second].info.num_cached == 16
+
+
+def test_pages_of_requests_that_matter_least_leave_first_where_eviction_goes_by_priority() -> None:
+    def cached(eviction: str, again: int) -> int:
+        driver = Driver(eviction=eviction, num_pages=5, max_context=20)
+        for letter, priority in ((1, 5), (2, 0), (3, 0)):
+            driver.submit([letter] * 8, 1, priority=priority)
+            driver.run()
+        request = driver.submit([again] * 9, 1)
+        driver.run()
+        return driver.ending_of[request].info.num_cached
+
+    assert cached("priority", 1) == 8
+    assert cached("lru", 1) == 0
