@@ -144,7 +144,7 @@ def disk(config: ServerConfig) -> Finding:
     """Room for traces and for cached weights, and the right to write there."""
     traces = [(Path(config.trace_dir), (config.trace_limit_mb << 20))] if config.trace else []
     facts = []
-    for folder, needed in [(cache_folder(), LOW_DISK), *traces]:
+    for folder, needed in [*traces, (cache_folder(), LOW_DISK)]:  # what was chosen must not hide behind the home
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             advice = "set PAWL_CACHE or --trace-dir to a folder that can be written"

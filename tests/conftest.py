@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if for_device and not _cuda():
         for item in for_device:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+COMPILERS = (os.environ["CXX"],) if os.environ.get("CXX") else ("c++", "g++", "clang++")
+COMPILER = next(filter(None, map(shutil.which, COMPILERS)), None)
+"""What compiles the CPU kernels; None: tests that want these are skipped."""
+
+
+@contextlib.contextmanager
+def _skipped_for_want_of_a_compiler() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if COMPILER is not None or "no C++ compiler found" not in str(error):
+            raise
+        pytest.skip(f"needs a C++ compiler: {error}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    with _skipped_for_want_of_a_compiler():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    with _skipped_for_want_of_a_compiler():
+        return (yield)
+
+
+@pytest.fixture
+def compiler() -> str:
+    """For tests whose kernels are compiled in another process, where nobody sees why it fails."""
+    if COMPILER is None:
+        pytest.skip("needs a C++ compiler")
+    return COMPILER
 
 
 def _cuda() -> bool:

@@ -30,6 +30,7 @@ from pawl.http.invocations import InvocationRoutes
 from pawl.http.pair import PairRoutes
 from pawl.http.scoring import ScoringRoutes
 from pawl.http.tokens import TokenRoutes
+from pawl.http.turnstile import InTurns
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 
@@ -72,6 +73,7 @@ def create_app(
     return Starlette(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[
+            Middleware(InTurns),
             *_cors(origins),
             Middleware(
                 Guard, hosts=hosts, origins=origins, raw=[path for row in ROWS if row.raw for path in row.routes]

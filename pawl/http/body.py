@@ -10,6 +10,7 @@ from starlette.requests import Request
 from pawl.actors import fields
 from pawl.http.errors import Problem
 from pawl.http.guard import RAW
+from pawl.http.turnstile import turn_of
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -106,6 +107,7 @@ async def read_body(request: Request, limit: int, budget: BodyBudget, *, json: b
             # Else the rest is read all the same: to a client that still sends, a closed connection says nothing.
         if refusal is not None:
             raise refusal
+        await turn_of(request.scope)
         return body
     finally:
         budget.give_back(len(body))

@@ -20,6 +20,7 @@ from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import Problem, from_delta
 from pawl.http.streams import RequestGroup, watch
+from pawl.http.turnstile import turn_of
 from pawl.lifecycle.states import Cause
 
 log = structlog.get_logger("pawl.http")
@@ -68,9 +69,12 @@ class Renderer(WholeRenderer, Protocol):
 
 async def beside(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
     """What `write` makes of `deltas`, written beside the event loop where there is much to write."""
-    num_scores = sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas)
-    num_numbers = sum(len(delta.embedding) for delta in deltas if delta.embedding is not None)
-    num_characters = sum(len(delta.text) for delta in deltas)
+    num_scores = num_characters = num_numbers = 0
+    for delta in deltas:
+        num_scores += len(delta.logprobs) + len(delta.prompt_logprobs)
+        num_characters += len(delta.text)
+        if delta.embedding is not None:
+            num_numbers += len(delta.embedding)
     if num_scores > MANY_SCORES or num_characters > MANY_CHARACTERS or num_numbers > MANY_NUMBERS:
         return await asyncio.to_thread(_written, deltas, write)
     return write()
@@ -105,6 +109,7 @@ class Reply(Response):
         self._name_header = (b"x-request-id", bytes(byte if 32 <= byte < 127 else ord("?") for byte in name))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         group = self._group()
         watcher = asyncio.ensure_future(watch(receive, group.abandon))
         try:
@@ -126,6 +131,7 @@ class Reply(Response):
         first = problems[0]
         if first is not None and all(problems):
             raise self._renderer.problem(first)
+        await turn_of(self._scope)
         await self._write(ends, group.inboxes, send)
 
     async def _ends(self, group: RequestGroup) -> list[Delta] | None:

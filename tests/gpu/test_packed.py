@@ -203,6 +203,7 @@ def test_scales_of_too_many_bits_for_blocks_leave_a_matrix_dense(tmp_path: Path)
         ("fp8", {}, "bf16"),
     ],
 )
+@pytest.mark.usefixtures("compiler")
 def test_what_starts_says_how_weights_are(way: str, settings: dict[str, Any], weights: str, tmp_path: Path) -> None:
     packed, _ = write_packed("llama-wide", WAYS[way], tmp_path)
     byte_level().tokenizer.save(str(packed / "tokenizer.json"))

@@ -30,6 +30,7 @@ REQUESTS = {
 }
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("model", ["smollm2", "folder"])
 def test_requests_of_every_kind_are_served_and_torch_is_never_imported(model: str, tmp_path: Path) -> None:
     if model == "folder":

@@ -50,12 +50,16 @@ def test_a_model_that_is_not_there_is_a_problem_and_one_that_is_has_its_shape() 
     assert look("model", model="smollm2").detail.endswith("(llama, 30 layers, context 8,192)")
 
 
-def test_a_folder_for_traces_that_was_chosen_and_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+def test_a_folder_for_traces_that_was_chosen_and_cannot_be_written_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A file where the folder should be: refused to every user, root included.
     (tmp_path / "file").write_text("")
     finding = look("disk", trace_dir=str(tmp_path / "file"))
     assert finding.level == Level.PROBLEM
     assert look("disk", trace_dir=str(tmp_path / "file"), trace=False).level != Level.PROBLEM
+    monkeypatch.setenv("PAWL_CACHE", str(tmp_path / "file"))
+    assert look("disk", trace_dir=str(tmp_path / "file")).level == Level.PROBLEM  # also where the home cannot be
 
 
 def test_a_home_that_cannot_be_written_is_a_warning_that_says_what_to_set(
