@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.records import StepCommitted
 from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.loops.pacing import PACINGS
+from pawl.loops.requests import NOT_NUMBERS, NOT_OF_THE_GRAMMAR
 from tests.loops.driver import CELLS, Driver
 
 
@@ -129,6 +132,51 @@ def test_a_lost_step_is_rolled_back_and_requests_start_again(pacing: str) -> Non
     for request, prompt in requests.items():
         if ended[request] == Cause.LENGTH:
             assert driver.output_of[request] == expected(prompt, 12)
+
+
+@pytest.mark.parametrize(
+    ("mark", "cause", "message"),
+    [("refused", Cause.GRAMMAR, NOT_OF_THE_GRAMMAR), ("unusable", Cause.INTERNAL, NOT_NUMBERS)],
+)
+@pytest.mark.parametrize("pacing", PACINGS)
+def test_who_gets_no_token_ends_with_the_reason_and_the_others_go_on(
+    pacing: str, mark: str, cause: Cause, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(pacing=pacing)
+    asked = prompts(3, 31)
+    first, second, third = (driver.submit(prompt, 8) for prompt in asked)
+    launch = driver.ghost.launch
+
+    def marked(batch: StepBatch) -> StepResult:
+        result, rows = launch(batch), driver.loop.in_flight[0].sampled_rows
+        hers = rows == driver.loop.table.row_of.get(second, -1)
+        if not hers.any() or len(driver.output_of[second]) < 3:
+            return result
+        return msgspec.structs.replace(result, **{mark: hers})
+
+    monkeypatch.setattr(driver.ghost, "launch", marked)
+    driver.run()
+    assert [driver.cause(each) for each in (first, second, third)] == [Cause.LENGTH, cause, Cause.LENGTH]
+    assert driver.ending_of[second].message == message
+    assert driver.output_of[second] == expected(asked[1], 8)[:3]
+    assert [driver.output_of[each] for each in (first, third)] == [expected(asked[0], 8), expected(asked[2], 8)]
+
+
+def test_a_prompt_whose_vector_is_missing_ends_with_the_reason_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(pacing="lockstep")
+    first, second = (driver.submit([word] * 4, 0, temperature=0.0, embed=True) for word in (1, 2))
+    launch = driver.ghost.launch
+
+    def without_the_last(batch: StepBatch) -> StepResult:
+        result = launch(batch)
+        return msgspec.structs.replace(result, embeddings=result.embeddings[:-1])
+
+    monkeypatch.setattr(driver.ghost, "launch", without_the_last)
+    driver.run()
+    assert [driver.cause(each) for each in (first, second)] == [Cause.EMBEDDED, Cause.INTERNAL]
+    assert driver.ending_of[second].message == NOT_NUMBERS
 
 
 def test_a_request_that_kills_the_worker_twice_is_ended() -> None:
