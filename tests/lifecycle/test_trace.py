@@ -275,6 +275,30 @@ def test_a_writer_that_is_closed_keeps_no_file_open_whatever_became_of_its_folde
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_file_that_could_not_be_flushed_is_told_in_the_next_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = TraceWriter(tmp_path, 1 << 20)
+
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "the device is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fails)
+        while not writer.trouble:
+            writer.append(Gap(1, "x" * 500))
+            writer.flush()
+    assert writer.trouble == "the trace could not be flushed to the device: the device is gone"
+    writer.append(Gap(2, "after it"))
+    writer.close()
+    records, damage = read(writer.path)
+    assert damage == []
+    assert [record for record in records if isinstance(record, Gap)][-2:] == [
+        Gap(0, "the trace could not be flushed to the device: the device is gone"),
+        Gap(2, "after it"),
+    ]
+
+
 def test_a_missing_file_in_the_middle_is_corruption(tmp_path: Path) -> None:
     run = fill(tmp_path, 1 << 20, 3).path
     (run / "trace-000001.pawl").unlink()
