@@ -111,6 +111,11 @@ class Fleet:
         for replica in self.replicas.values():
             self._actor.context.send(replica.names.scheduler, message, Lane.CONTROL)
 
+    def stopped(self, reason: str) -> None:
+        """The engine stops: who waits for an answer is told so."""
+        self._joining.stopped()
+        self.questions.asks.fail(f"the engine stopped: {reason}")
+
     def hear(self, message: Any) -> None:
         """What replicas tell the gateway. Of what only some say, it hears what holds of all."""
         if self._joining.hears(message):

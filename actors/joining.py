@@ -36,6 +36,11 @@ class Joining:
         self._to_tell[replica.number] = deque(orders)
         self._go_on(replica)
 
+    def stopped(self) -> None:
+        """Nobody joins any more."""
+        self.replicas.clear()
+        self._to_tell.clear()
+
     def ordered(self, order: Order | None) -> None:
         """The others have carried this out; None: they have refused what was ordered."""
         untellable = self._questions.present.untellable

@@ -147,7 +147,7 @@ class Router(Actor):
             self._send_gateway(Refused(request, Cause.INTERNAL, FAILED, 500))
 
     def stopped(self, reason: str) -> None:
-        self.fleet.questions.asks.fail(f"the engine stopped: {reason}")
+        self.fleet.stopped(reason)
 
     # ---- requests, on their way to a replica ----
 

@@ -327,6 +327,19 @@ def test_where_weights_were_sent_a_lost_replica_is_not_started_again_and_people_
     assert [each for each in context.take(FRONT.gateway) if isinstance(each, NotReplaced)] == []
 
 
+def test_when_the_engine_stops_nobody_joins_any_more() -> None:
+    router, context = routed(2)
+    is_lost(router, context, 1)
+    router.receive(Ask(1, UpdateWeights(model_path="/new"), FRONT.gateway))
+    router.receive(ReplicaUp(names_of(2)))
+    router.receive(WeightsServed("default", "/new", "f", replica=0))
+    context.take(FRONT.gateway)
+    router.stopped("enough")
+    (told,) = context.take(FRONT.gateway)
+    assert isinstance(told, Reply)
+    assert told.message == "the engine stopped: enough"
+
+
 def test_a_replica_that_serves_other_weights_than_the_others_does_not_take_part() -> None:
     router, context = routed(2)
     ordered(router, UpdateWeights(model_path="/new"), 0, 1)
