@@ -31,6 +31,8 @@ EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 CONTENTION, SCARCITY, APART = 0.2, 0.3, 0.15
 """Shares of the workloads in which many requests wait for few places, in which pages are short, and in which prompts
 are computed elsewhere."""
+SPRINKLED = 0.4
+"""Share of those in which requests ask something of their tokens, as others do."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 OF_THE_WORKLOAD = 0.6
@@ -204,6 +206,7 @@ def workload_of(task: Task, seed: int) -> Workload:
 
 def _drawn(task: Task, seed: int) -> Workload:
     from pawl.testing import Workload, apart, contention, scarcity
+    from pawl.testing.sprinkled import sprinkled
 
     kind = Seeded(seed << 32)  # of the seed and not its remainder, which the strategy depends on as well
     if kind.chance(CONTENTION):
@@ -213,7 +216,11 @@ def _drawn(task: Task, seed: int) -> Workload:
     elif kind.chance(APART / (1 - CONTENTION - SCARCITY)):
         drawn = apart(seed, **task.shape)
     else:
-        drawn = Workload.random(seed, max_requests=task.max_requests, **task.shape)
+        return _as_fixed(task, Workload.random(seed, max_requests=task.max_requests, **task.shape))
+    return _as_fixed(task, sprinkled(drawn, seed) if kind.chance(SPRINKLED) else drawn)
+
+
+def _as_fixed(task: Task, drawn: Workload) -> Workload:
     if not task.of_requests:
         return drawn
     arrivals = tuple(msgspec.structs.replace(arrival, **task.of_requests) for arrival in drawn.arrivals)
