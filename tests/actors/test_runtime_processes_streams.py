@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pawl.actors.runtime.codec import Frame
+from pawl.actors.runtime.drivers import visitor
 from pawl.actors.runtime.processes.frames import MOST_BYTES, MOST_FRAMES
 from pawl.actors.runtime.processes.readers import Readers, polling_streams
 from pawl.actors.runtime.processes.sockets import Sockets
@@ -157,6 +158,26 @@ def test_what_is_no_message_is_counted_and_ends_the_wire(tmp_path: Path) -> None
     wait_for(lambda: bool(link.hung))
     assert link.heard == [[]]
     assert link.hung == ["a message of 0 frames"]
+    stranger.close()
+    sockets.close()
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="one thread reads, and runs nobody")
+def test_who_has_not_read_all_there_is_runs_nobody(tmp_path: Path) -> None:
+    sockets, may_run = Sockets(), []
+
+    class Heard(Noted):
+        def receive(self, frames: Sequence[Frame]) -> None:
+            may_run.append(visitor.may_run)
+
+    link: Any = Heard()
+    waits = sockets.bind(f"ipc://{tmp_path}/link")
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.connect(f"{tmp_path}/link")
+    stranger.sendall(written([bytes(AT_ONCE_BYTES // 2)]) * 3)
+    waits.carry(link)
+    wait_for(lambda: len(may_run) == 3)
+    assert may_run == [True, False, False]
     stranger.close()
     sockets.close()
 

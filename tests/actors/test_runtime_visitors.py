@@ -137,6 +137,30 @@ def visited(system: LocalSystem, driver: ThreadDriver) -> bool:
     return True
 
 
+def test_a_timer_that_is_set_on_a_visit_comes_though_nobody_else_does() -> None:
+    system = LocalSystem()
+    done = threading.Event()
+
+    def handle(actor: Doing, message: Number) -> None:
+        if message.value:
+            done.set()
+        else:
+            actor.context.after(0.001, Number(1))
+
+    actor = Doing(handle)
+    actor.roams = True
+    system.spawn(actor, "clock")
+    system.start()
+    wait_for(lambda: system._cells["clock"].mailbox._parked)
+    visitor.may_run = True
+    system.send("clock", Number(0))
+    woken = visitor.leave()
+    assert woken is not None
+    woken.visit()
+    assert done.wait(GENEROUS_S)
+    assert system.stop(timeout_s=GENEROUS_S) == ()
+
+
 @pytest.mark.parametrize("away", [True, False])
 def test_who_has_more_to_bring_or_is_alone_runs_nobody(away: bool) -> None:
     system = LocalSystem()
