@@ -21,15 +21,17 @@ ROUNDING_S = 1e-6
 def check_asked(run: Cluster, client: Client) -> None:
     """Whichever replica has the request, it is as its client sent it; and one that goes on from a replica that was lost
     goes on with its deadline, and with what its client was told. Raises PropertyFailed."""
-    arrival, request, before = client.arrival, client.request, None
-    for count, (record, replica) in enumerate(_records_of(run, request)):
+    arrival, request = client.arrival, client.request
+    taken = _records_of(run, request)
+    for count, (record, replica) in enumerate(taken):
         asked, found = (arrival.priority, arrival.salt), (record.priority, salt_of(record.namespace))
         if found != asked:
             text = f"priority and salt {asked} are {found} in replica {replica.names.replica}"
             raise PropertyFailed("observability_conservation", text, request)
-        if before is not None:
-            _check_gone_on(run, record, count, before)
-        before = record, replica
+        if count:
+            # Who had it at the same time as another may have had it before or after that one.
+            latest = taken[count - 1][0].time
+            _check_gone_on(run, record, count, [each for each in taken[:count] if each[0].time == latest])
 
 
 def _records_of(run: Cluster, request: int | None) -> list[tuple[Submitted, SimulatedReplica]]:
@@ -43,9 +45,11 @@ def _records_of(run: Cluster, request: int | None) -> list[tuple[Submitted, Simu
     return sorted(found, key=lambda each: each[0].time)
 
 
-def _check_gone_on(run: Cluster, record: Submitted, count: int, before: tuple[Submitted, SimulatedReplica]) -> None:
-    """`count`: replicas that had it."""
-    earlier, replica = before
+def _check_gone_on(
+    run: Cluster, record: Submitted, count: int, before: list[tuple[Submitted, SimulatedReplica]]
+) -> None:
+    """`count`: replicas that had it; one of `before` was the last of them."""
+    earlier, _ = before[-1]
     deadlines = earlier.deadline, record.deadline
     late = None in deadlines and deadlines != (None, None)
     if None not in deadlines and not _time_passes_on_the_way(run):
@@ -53,9 +57,9 @@ def _check_gone_on(run: Cluster, record: Submitted, count: int, before: tuple[Su
     if late:
         text = f"its deadline was {deadlines[0]}, and is {deadlines[1]} in the next replica"
         raise PropertyFailed("observability_conservation", text, record.request)
-    told = replica.usage.cached.get(record.request)
-    if len(record.output) and told is not None and record.num_cached != told:
-        text = f"{told} tokens were cached, and the next replica was told {record.num_cached}"
+    told = [replica.usage.cached.get(record.request) for _, replica in before]
+    if len(record.output) and None not in told and record.num_cached not in told:
+        text = f"{told[-1]} tokens were cached, and the next replica was told {record.num_cached}"
         raise PropertyFailed("observability_conservation", text, record.request)
     if len(record.output) and record.num_retractions < count:
         text = f"{count} replicas that had it were lost, and it counts {record.num_retractions} retractions"

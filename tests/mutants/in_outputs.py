@@ -129,6 +129,13 @@ OUTPUTS = (
         ),
     ),
     _mutant(
+        "one_token_too_many_of_few",
+        "stream_equals_result",
+        "21583",
+        "The end is noticed one token late, where not many rows are in a step.",
+        Edit(RequestTable._ends_with, "self.num_tokens[row] >= self", "self.num_tokens[row] > self"),
+    ),
+    _mutant(
         "grammar_begins_anew_after_retraction",
         "grammar_is_a_fold",
         "3108",
