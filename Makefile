@@ -64,8 +64,8 @@ test-nightly: setup-test  ## all tests, with many more and new random examples, 
 test-replay: setup-test  ## only the random examples that failed in a nightly run
 	@PAWL_HYPOTHESIS=replay $(BIN)/python -m pytest
 
-mutants: setup-test  ## hunt every planted defect with pawl explore, and write docs/mutants.md; a quarter of an hour
-	@$(BIN)/python -m tests.mutants.table
+mutants: setup-test  ## hunt every planted defect with pawl explore, write docs/mutants.md: hours; ARGS='--hunts all --seconds 15': 20 minutes
+	@$(BIN)/python -m tests.mutants.table $(ARGS)
 
 mutation: setup-check  ## edit every function of four rooms, see what notices; make mutation ARGS='--room memory --sample 100'
 	@$(BIN)/python -m tests.mutation $(ARGS)

@@ -34,8 +34,9 @@ SAMPLING = {"max_new_tokens": 8, "temperature": 0.0}
 
 
 def config(folder: Path, **fields: Any) -> ServerConfig:
-    fields = {"model": "ghost", "trace_dir": str(folder), "context_length": 1024, "page_size": 16, "seed": 1} | fields
-    return build_config(fields)
+    given = {"model": "ghost", "trace_dir": str(folder), "context_length": 1024, "page_size": 16, "seed": 1}
+    # A shorter lease would end some hand-overs on a busy machine.
+    return build_config(given | {"prefill_lease_s": 3600.0} | fields)
 
 
 def prefillers_of(engine: Engine) -> Prefillers:
