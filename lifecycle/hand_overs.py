@@ -126,15 +126,18 @@ def matched(sides: Iterable[Side]) -> Matched:
             asked.setdefault(each.ticket, []).append(each)
     came = [(side, each) for side in every for each in side.came]
     whole = all(side.whole for side in every if side.role == "prefill")
-    faults = tuple(_faults(came, asked)) if whole else ()
+    alone = sum(side.role == "decode" for side in every) == 1
+    faults = tuple(_faults(came, asked, alone)) if whole else ()
     return Matched(sum(each.pages > 0 for _, each in came), sum(each.pages for _, each in came), faults)
 
 
-def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[Asked]]) -> Iterator[str]:
+def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[Asked]], alone: bool) -> Iterator[str]:
+    """`alone`: one decode replica asked for all. Others may use the same tickets, so where no page came the prompt may
+    be that of one of theirs."""
     for side, each in came:
         mine = [other for other in asked.get(each.ticket, ()) if each.known.startswith(other.tokens)]
         what = f"request {each.request} received {each.pages} pages as ticket {each.ticket}"
-        if mine and all(other.salt != each.salt for other in mine):
+        if (each.pages or alone) and mine and all(other.salt != each.salt for other in mine):
             yield f"{what}, and a prefill replica was asked for its tokens under another salt"
         elif not each.pages:
             continue  # it may have been asked of nobody

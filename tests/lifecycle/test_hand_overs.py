@@ -159,6 +159,9 @@ def test_a_prompt_that_was_computed_under_another_salt_is_named(pages: int) -> N
     assert fault.endswith("was asked for its tokens under another salt")
     came = [msgspec.structs.replace(r, namespace="salt=a") if isinstance(r, Submitted) else r for r in decode(pages)]
     assert matched([side(came), side([begun, salted, closed])]).faults == ()
+    # Where no page came, that may have been for a request of another decode replica under the same ticket.
+    beside = matched([side(decode(pages)), side(came), side([begun, salted, closed])]).faults
+    assert bool(beside) == (pages > 0)
 
 
 def test_a_prefill_that_brought_nothing_needs_nobody() -> None:
