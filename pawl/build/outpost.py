@@ -17,7 +17,6 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import IO, Any
 
-import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -30,15 +29,13 @@ from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.build.device_shares import take_devices
 from pawl.build.outposts import post_of
+from pawl.build.parent import parent
 from pawl.build.ranks_here import Begin, Outward, start_here
-from pawl.build.ready import Refused, Setup, Told, Waits
+from pawl.build.ready import Setup, Waits
 from pawl.build.tunnel import BESIDE, STEPS, EndRanks, Piece, RankEnded, Tunnel
-from pawl.commands.failures import exit_status
 from pawl.config import ServerConfig
-from pawl.gpu.children import ended_by_parent, remove_left
-from pawl.gpu.frames import read_frame, streams_of_child, write_frame
+from pawl.gpu.children import remove_left
 from pawl.gpu.parallel.processes import RankProcess, RanksHere
-from pawl.logs import configure_logs
 
 log = structlog.get_logger("pawl.build.outpost")
 
@@ -47,31 +44,20 @@ LEFT = "its replica has left"
 
 def main() -> None:
     """Until the replica ends, or the agent."""
-    ended_by_parent()
-    source, target = streams_of_child()
-    frame = read_frame(source)
-    if frame is None:
+    begun = parent()
+    if begun is None:
         return
-    setup = msgspec.msgpack.decode(frame, type=Setup)
-    config = msgspec.convert(setup.config, ServerConfig)
-    configure_logs(config.log_format, config.log_level)
+    setup, config = begun.setup, begun.config
     ends: SimpleQueue[str] = SimpleQueue()
-    Thread(target=_watch_agent, args=(source, ends), name="agent", daemon=True).start()
-
-    def tell(told: Told) -> None:
-        write_frame(target, msgspec.msgpack.encode(told))
-
+    Thread(target=_watch_agent, args=(begun.source, ends), name="agent", daemon=True).start()
     remove_left()
     try:
         take_devices(config, setup.place, setup.part)
         outpost = Outpost(config, setup, ends)
     except Exception as error:
-        status = exit_status(error)
-        if status is None:
-            log.exception("the outpost could not be set up")
-        tell(Refused(str(error) or type(error).__name__, usage=status == 2))
+        begun.refuse(error, log, "the outpost could not be set up")
         return
-    tell(Waits(outpost.address))
+    begun.tell(Waits(outpost.address))
     why = ends.get()
     log.info("the outpost ends", why=why)
     outpost.close()

@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import IO
 
-import msgspec
 import structlog
 
 from pawl import __version__
@@ -35,15 +34,12 @@ from pawl.build.device_shares import take_devices
 from pawl.build.dialer import SocketDialer
 from pawl.build.loading import load_here
 from pawl.build.outposts import Outposts
+from pawl.build.parent import parent
 from pawl.build.parts import Parts
-from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
+from pawl.build.ready import FRONT, Progress, Ready, Setup
 from pawl.build.wiring import replica_actors, spawn_all, stop_order
-from pawl.commands.failures import exit_status
 from pawl.config import ServerConfig
-from pawl.gpu.children import ended_by_parent
-from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.lifecycle.states import Cause
-from pawl.logs import configure_logs
 from pawl.loops.orders.requests import EndAll
 
 log = structlog.get_logger("pawl.build.replica")
@@ -58,37 +54,26 @@ STOP_S = 10.0
 
 def main() -> None:
     """Until the front ends, or says so."""
-    ended_by_parent()
-    source, target = streams_of_child()
-    frame = read_frame(source)
-    if frame is None:
+    begun = parent()
+    if begun is None:
         return
-    setup = msgspec.msgpack.decode(frame, type=Setup)
-    config = msgspec.convert(setup.config, ServerConfig)
+    setup, config = begun.setup, begun.config
     sys.setswitchinterval(setup.switch_s)
-    configure_logs(config.log_format, config.log_level)
     ends: SimpleQueue[str] = SimpleQueue()
     loaded = Event()
-    Thread(target=_watch_front, args=(source, ends, loaded, setup.address), name="front", daemon=True).start()
-
-    def tell(told: Told) -> None:
-        write_frame(target, msgspec.msgpack.encode(told))
-
+    Thread(target=_watch_front, args=(begun.source, ends, loaded, setup.address), name="front", daemon=True).start()
     outposts = None
     try:
         take_devices(config, setup.place)
         outposts = Outposts(setup) if setup.outposts else None
-        parts = load_here(config, lambda share: tell(Progress(share)), setup.names, outposts)
+        parts = load_here(config, lambda share: begun.tell(Progress(share)), setup.names, outposts)
     except Exception as error:
-        status = exit_status(error)
-        if status is None:
-            log.exception("the replica could not be loaded")
-        tell(Refused(str(error) or type(error).__name__, usage=status == 2))
+        begun.refuse(error, log, "the replica could not be loaded")
         if outposts is not None:
             outposts.close()
         return
     replica = Replica(parts, config, setup, ends)
-    tell(_ready(parts))
+    begun.tell(_ready(parts))
     loaded.set()
     why = replica.serve()
     if outposts is not None:
