@@ -17,7 +17,7 @@ NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated mutants mutation \
-	bench-host bench-cache bench-audit bench-cliffs bench-pressure bench-attacks bench-kills bench-messages bench-hand-over bench-apart bench-crowd bench-cpu gpu-check clean
+	bench-host bench-cache bench-explore bench-audit bench-cliffs bench-pressure bench-attacks bench-kills bench-messages bench-hand-over bench-apart bench-crowd bench-cpu gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,8 @@ bench-host: setup  ## cost of scheduling one step
 bench-cache: setup  ## cost of the prefix cache, and of undoable memory
 	@$(BIN)/python -m benchmarks.cache
 	@$(BIN)/python -m benchmarks.transactions
+bench-explore: setup  ## schedules and deliveries a second; make bench-explore ARGS='OLD_CHECKOUT .'
+	@$(BIN)/python -m benchmarks.exploration $(ARGS)
 bench-audit: setup  ## cost of an audit: judging a trace, and deciding it again
 	@$(BIN)/python -m benchmarks.audit $(ARGS)
 bench-cliffs: setup  ## requests that ask for more than the plain one: log-probabilities, top-p, penalties, stop strings
