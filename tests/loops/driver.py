@@ -164,6 +164,7 @@ class Driver:
         priority: int = 0,
         deadline: float = float("inf"),
         output: Sequence[int] = (),
+        rid: str = "",
         **drawn: Any,
     ) -> int:
         """`drawn`: how, as `SamplingParameters` has it; otherwise greedily. `output`: what it has had elsewhere."""
@@ -171,7 +172,7 @@ class Driver:
         if drawn.get("grammar") is not None:
             drawn |= {"stop_token_ids": (END_TOKEN,), "eos_token_ids": (END_TOKEN,)}
         sampling = SamplingParameters(**{"temperature": 0.0} | drawn, max_new_tokens=max_new_tokens)
-        ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
+        ticket = RequestInfo(request, rid or f"r{request}", sampling, namespace, self.now)
         ticket.num_retractions = ticket.num_resumed = int(len(output) > 0)
         had = np.array(output, np.int32)
         self.intake.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now, had)
