@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -44,7 +44,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Compiler(jinja2.compiler.CodeGenerator):
-    """Compiles `~` to a method that pays for its result."""
+    """Compiles `~` and slices to what pays for their results."""
 
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802 - theirs
         self.write("environment.concatenate((")
@@ -52,6 +52,16 @@ class _Compiler(jinja2.compiler.CodeGenerator):
             self.visit(part, frame)
             self.write(", ")
         self.write("))")
+
+    def visit_Getitem(self, node: jinja2.nodes.Getitem, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        if not isinstance(node.arg, jinja2.nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.cut(")
+        self.visit(node.node, frame)
+        self.write(")[")
+        self.visit(node.arg, frame)
+        self.write("]")
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -107,8 +117,13 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        self.spend(characters=_size(obj) if isinstance(argument, slice) else 0)
+        self.spend()
         return super().getitem(obj, argument)
+
+    def cut(self, value: Any) -> Any:
+        """A part of `value` is taken, at the most all of it."""
+        self.spend(characters=_size(value))
+        return value
 
     def call(self, context: Any, function: Any, *arguments: Any, **keywords: Any) -> Any:
         owner = getattr(function, "__self__", None)
@@ -161,7 +176,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _turns(self, iterable: Any) -> Any:
         """What a loop goes over: each turn is paid."""
         if not isinstance(iterable, Iterator):
-            self.spend(operations=len(iterable) if isinstance(iterable, Sized) else 1)
+            self.spend(operations=len(iterable))
             return iterable
         return self._paid_turns(iterable)
 
