@@ -23,6 +23,10 @@ class GrammarRefused(ValueError):
     """A grammar cannot be used. The message says why, in words for the client."""
 
 
+class NotCompiled(GrammarRefused):
+    """It was not compiled this time, for a reason that is not its own: another try may go otherwise."""
+
+
 class Words(NamedTuple):
     """A vocabulary as grammars see it."""
 

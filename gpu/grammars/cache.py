@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-from pawl.gpu.grammars.base import Compiled, GrammarBackend, GrammarRefused, Words, is_stuck
+from pawl.gpu.grammars.base import Compiled, GrammarBackend, GrammarRefused, NotCompiled, Words, is_stuck
 from pawl.gpu.grammars.reasoning import AfterReasoning
 from pawl.lifecycle.grammar import Grammar
 
@@ -14,6 +15,8 @@ CACHE_BYTES = 256 << 20
 MAX_ENTRIES = 1024
 MAX_COMPILED = 64 << 20
 """Bytes of one compiled grammar."""
+MAX_REFUSED = 1024
+"""Refusals that are remembered, those that were asked for last."""
 
 
 class Grammars:
@@ -39,6 +42,8 @@ class Grammars:
         self._lock = Lock()
         self._compiled: OrderedDict[Grammar, Compiled] = OrderedDict()
         """The least recently used first."""
+        self._refused: OrderedDict[bytes, str] = OrderedDict()
+        """Digest of a grammar -> why it is refused; the least recently asked for first."""
         self._held: Counter[Grammar] = Counter()
 
     def hold(self, grammar: Grammar) -> None:
@@ -62,7 +67,7 @@ class Grammars:
             self._trim()
 
     def get(self, grammar: Grammar) -> Compiled:
-        """The compiled grammar. Raises GrammarRefused."""
+        """The compiled grammar. Raises GrammarRefused, at once where it did so before for the grammar's own sake."""
         compiled = self._get(_bare(grammar))
         if grammar.reasoning is None:
             return compiled
@@ -74,6 +79,26 @@ class Grammars:
             if found is not None:
                 self._compiled.move_to_end(grammar)
                 return found
+            digest = _digest(grammar)
+            if digest in self._refused:
+                self._refused.move_to_end(digest)
+                raise GrammarRefused(self._refused[digest])
+        try:
+            made = self._made(grammar)
+        except NotCompiled:
+            raise
+        except GrammarRefused as error:
+            with self._lock:
+                self._refused[digest] = str(error)
+                if len(self._refused) > MAX_REFUSED:
+                    self._refused.popitem(last=False)
+            raise
+        with self._lock:
+            self._compiled[grammar] = made
+            self._trim()
+        return made
+
+    def _made(self, grammar: Grammar) -> Compiled:
         made = self.prepare().compile(grammar)
         if made.num_bytes > MAX_COMPILED:
             raise GrammarRefused(
@@ -81,9 +106,6 @@ class Grammars:
             )
         if is_stuck(made.matcher(), self.words):
             raise GrammarRefused("the grammar allows nothing at all: no output of this vocabulary begins as it says")
-        with self._lock:
-            self._compiled[grammar] = made
-            self._trim()
         return made
 
     def prepare(self) -> GrammarBackend:
@@ -105,6 +127,11 @@ class Grammars:
                 return
             if grammar not in self._held:
                 total -= self._compiled.pop(grammar).num_bytes
+
+
+def _digest(grammar: Grammar) -> bytes:
+    """Of what is compiled: the text of a refused grammar is not kept."""
+    return hashlib.sha256(f"{grammar.kind}\n{grammar.text}".encode(errors="surrogatepass")).digest()
 
 
 def _bare(grammar: Grammar) -> Grammar:

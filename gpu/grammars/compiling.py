@@ -16,7 +16,7 @@ import msgspec
 
 from pawl.gpu.children import python, start
 from pawl.gpu.frames import read_frame, write_frame
-from pawl.gpu.grammars.base import GrammarRefused, Words
+from pawl.gpu.grammars.base import GrammarRefused, NotCompiled, Words
 from pawl.lifecycle.grammar import Grammar
 
 SECONDS = 5
@@ -96,7 +96,7 @@ class CompileProcess:
         self._ready = False
 
     def _prepared(self) -> subprocess.Popen[bytes]:
-        """A child that has its library and the vocabulary. Raises GrammarRefused."""
+        """A child that has its library and the vocabulary. Raises NotCompiled."""
         if self._child is None or self._child.poll() is not None:
             self._start()
         child = self._child
@@ -104,15 +104,17 @@ class CompileProcess:
         if not self._ready:
             setup = Setup(self._words.entries, self._words.end_ids, self._seconds)
             if self._exchanged(child, msgspec.msgpack.encode(setup), START_SECONDS) is None:
-                raise GrammarRefused(NO_PROCESS)
+                raise NotCompiled(NO_PROCESS)
             self._ready = True
         return child
 
     def _asked(self, child: subprocess.Popen[bytes], grammar: Grammar) -> bytes:
         answer = self._exchanged(child, msgspec.msgpack.encode(grammar), WALL * self._seconds)
         if answer is None:
-            slow = -child.wait() in (signal.SIGKILL, signal.SIGXCPU)
-            raise GrammarRefused(TOO_SLOW.format(self._seconds) if slow else TOO_LARGE)
+            ended_by = -child.wait()
+            if ended_by == signal.SIGKILL:  # so much time by the clock says something about the machine, too
+                raise NotCompiled(TOO_SLOW.format(self._seconds))
+            raise GrammarRefused(TOO_SLOW.format(self._seconds) if ended_by == signal.SIGXCPU else TOO_LARGE)
         told = msgspec.msgpack.decode(answer, type=Told)
         if not told.compiled:
             raise GrammarRefused(told.reason)

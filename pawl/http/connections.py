@@ -11,7 +11,8 @@ import asyncio
 import resource
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, cast
 
 import httptools
 import structlog
@@ -77,6 +78,14 @@ def _affordable() -> int:
 
 def _head_too_large() -> Problem:
     return Problem(431, f"the head of a request has at most {MAX_HEAD} bytes", headers={"connection": "close"})
+
+
+def _authority(url: bytes) -> str:
+    """Whom a request is for that names more than a path. Raises HttpParserInvalidURLError."""
+    parsed = httptools.parse_url(url)
+    host = (parsed.host or b"").decode("latin-1")
+    name = f"[{host}]" if ":" in host else host
+    return name if parsed.userinfo is None else f"{parsed.userinfo.decode('latin-1')}@{name}"
 
 
 def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -217,6 +226,8 @@ class Connection(HttpToolsProtocol):
         elif len(self.connections) > self._limits.most:
             self._limits.count("connections", self._body_began)
             self.app = self._only_probes
+        if not self.url.startswith((b"/", b"*")):
+            cast(MutableMapping[str, Any], self.scope)["authority"] = _authority(self.url)
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

@@ -2,14 +2,16 @@
 
 A server on the loopback address is within reach of every web page that its user opens. A page can send a POST without
 asking first as long as it looks like a form, and can give its own name the address 127.0.0.1 (DNS rebinding). So the
-name in `Host` must be one of ours, an `Origin` must be ours or invited, and a body must be called JSON (or bytes, where
-a route takes them), which a page may send to another origin only where CORS allows it.
+name in `Host`, and in a request line that has one, must be one of ours, an `Origin` must be ours or invited, and a body
+must be called JSON (or bytes, where a route takes them), which a page may send to another origin only where CORS allows
+it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from ipaddress import IPv6Address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +23,7 @@ SINGLE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"con
 """Headers that are decided by: of one that comes twice, others may look at the other."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing, so a foreign page that sends one gains nothing: its browser keeps the reply from it."""
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\[\]@:,/\\?#]+))(?::\d{0,5})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -39,7 +42,7 @@ class Guard:
         self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str], raw: Collection[str] = ()
     ) -> None:
         self._app = app
-        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self._hosts = None if hosts is None else {_name(f"[{host}]" if ":" in host else host) for host in hosts}
         self._origins = frozenset(origins)
         self._raw = frozenset(raw)
 
@@ -59,9 +62,10 @@ class Guard:
                 if names.count(name) > 1:
                     return Problem(400, f"the header {name.decode()} came more than once")
         host = headers.get(b"host", "")
-        if self._hosts is not None and _name(host) not in self._hosts:
-            text = f"this server does not answer to {host[:100]!r}; allow it with --allowed-hosts"
-            return Problem(403, text, code="host_not_allowed")
+        for named in (host, scope.get("authority", host)):
+            if self._hosts is not None and _name(named) not in self._hosts:
+                text = f"this server does not answer to {named[:100]!r}; allow it with --allowed-hosts"
+                return Problem(403, text, code="host_not_allowed")
         framing = headers.get(b"transfer-encoding", "chunked").strip().lower()
         if framing != "chunked":
             # Whoever forwarded it may have read another body than we would.
@@ -81,9 +85,14 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """`Host` without its port, in lower case; empty for what is no name."""
+    """`Host` without its port and the dot of an absolute name, in lower case; empty for what is no host."""
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return ""
+    if found["v6"] is None:
+        return found["name"].lower().removesuffix(".")
     try:
-        return urlsplit("//" + host).hostname or ""
+        return str(IPv6Address(found["v6"]))
     except ValueError:
         return ""
 

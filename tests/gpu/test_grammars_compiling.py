@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from pawl.gpu.grammars.base import Compiled, GrammarRefused, Words
+from pawl.gpu.grammars.base import Compiled, GrammarRefused, NotCompiled, Words
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.select import choose_backend
 from pawl.gpu.grammars.xgrammar import XGrammar
-from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 from tests.gpu.grammar_tools import accepts, ghost_words
 
 SOUND = Grammar(GrammarKind.REGEX, "ab")
@@ -48,6 +48,17 @@ def test_a_hostile_grammar_is_refused_and_the_next_one_compiles(impatient: XGram
     assert accepts(impatient.compile(SOUND), ghost_words(), list(b"ab"))
 
 
+def test_what_a_clock_ended_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = XGrammar(ghost_words())
+    try:
+        assert accepts(backend.compile(SOUND), ghost_words(), list(b"ab"))
+        monkeypatch.setattr("pawl.gpu.grammars.compiling.WALL", 0)
+        with pytest.raises(NotCompiled, match="takes more than 5 s"):
+            backend.compile(SLOW)
+    finally:
+        backend.close()
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
 def test_a_grammar_that_others_stumble_over_is_followed(name: str, backend: str) -> None:
@@ -68,15 +79,18 @@ def test_llguidance_has_limits_of_its_own(name: str) -> None:
 
 
 class Reluctant(Plain):
-    """Too slow until it is told to hurry."""
+    """Has no time until it is told to hurry, and takes no more than so many characters."""
 
     hurries = False
+    most = 100
     num_compiled = 0
 
     def compile(self, grammar: Grammar) -> Compiled:
         self.num_compiled += 1
         if not self.hurries:
-            raise GrammarRefused("too slow")
+            raise NotCompiled("too slow")
+        if len(grammar.text) > self.most:
+            raise GrammarRefused(f"{len(grammar.text)} characters")
         return super().compile(grammar)
 
 
@@ -85,7 +99,40 @@ def cache(limit_bytes: int = 1 << 30) -> tuple[Grammars, Reluctant]:
     return Grammars("plain", lambda words: backend, ghost_words(), limit_bytes), backend
 
 
-def test_a_grammar_that_was_too_slow_is_tried_again() -> None:
+def test_a_grammar_that_was_refused_costs_nothing_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pawl.gpu.grammars.cache.MAX_REFUSED", 2)
+    grammars, backend = cache()
+    backend.hurries, backend.most = True, 2
+
+    def refused(text: str, reasoning: Reasoning | None = None) -> str:
+        with pytest.raises(GrammarRefused) as told:
+            grammars.hold(Grammar(GrammarKind.REGEX, text, reasoning))
+        return str(told.value)
+
+    assert [refused("abc"), refused("abc"), refused("abc", Reasoning(7))] == ["3 characters"] * 3
+    with pytest.raises(GrammarRefused):
+        grammars.get(Grammar(GrammarKind.CHOICE, "abc"))  # another kind is another grammar
+    assert (backend.num_compiled, grammars.num_held) == (2, 0)
+    refused("abc")
+    refused("abcd")  # and now there are more than are remembered
+    refused("abc")
+    assert backend.num_compiled == 3
+    with pytest.raises(GrammarRefused):
+        grammars.get(Grammar(GrammarKind.CHOICE, "abc"))
+    assert backend.num_compiled == 4
+
+
+def test_one_that_leads_nowhere_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pawl.gpu.grammars.cache.is_stuck", lambda matcher, words: True)
+    grammars, backend = cache()
+    backend.hurries = True
+    for _ in range(3):
+        with pytest.raises(GrammarRefused, match="nothing at all"):
+            grammars.hold(SOUND)
+    assert backend.num_compiled == 1
+
+
+def test_a_grammar_for_which_there_was_no_time_is_tried_again() -> None:
     grammars, backend = cache()
     with pytest.raises(GrammarRefused):
         grammars.hold(SOUND)

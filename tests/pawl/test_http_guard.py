@@ -23,7 +23,13 @@ def guarded() -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:30000", "", "127.0.0.1.evil.example", "[::1", "a[b]", "@localhost@x"]
+    "host",
+    [
+        *("evil.example", "evil.example:30000", "", "127.0.0.1.evil.example", "[::1", "a[b]", "@localhost@x"),
+        *("evil@localhost", "localhost@evil.example", "localhost:80:80", "localhost:x", "localhost/", "localhost?"),
+        *("localhost,evil.example", "localhost evil.example", "localhost..", ".localhost", "[localhost]", "::1"),
+        *("[::1]evil.example", "[::2]", "[::1%25lo]", "127.1", "0x7f000001", "127.0.0.2", "localhost#evil.example"),
+    ],
 )
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/generate"])
 def test_a_name_that_is_not_ours_is_refused_whatever_is_asked(guarded: httpx.Client, host: str, path: str) -> None:
@@ -32,9 +38,87 @@ def test_a_name_that_is_not_ours_is_refused_whatever_is_asked(guarded: httpx.Cli
     assert "--allowed-hosts" in response.text
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:30000", "pawl.example:80"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:30000", "pawl.example:80"),
+        *("localhost.", "localhost.:8", "localhost:", "[0:0:0:0:0:0:0:1]", "[::0001]:80"),
+    ],
+)
 def test_our_names_are_taken_with_any_port(guarded: httpx.Client, host: str) -> None:
     assert guarded.get("/health", headers={"host": host}).status_code == 200
+
+
+def asked(client: httpx.Client, head: str) -> bytes:
+    """All that comes back for a request that is this head and no more."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), 60.0) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n")
+        return connection.makefile("rb").read()
+
+
+OURS = "host: localhost\r\nconnection: close"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://evil.example/health", "https://evil.example:443/health", "http://evil.example:80/generate?x=1"),
+        *("http://localhost@evil.example/health", "http://evil@localhost/health", "http://evil:x@localhost:1/health"),
+        *("ws://evil.example/health", "http://[::2]/health", "HTTP://EVIL.EXAMPLE/health"),
+    ],
+)
+def test_a_request_line_for_somebody_else_is_refused_as_his_host_is(guarded: httpx.Client, url: str) -> None:
+    reply = asked(guarded, f"GET {url} HTTP/1.1\r\n{OURS}")
+    assert reply.startswith(b"HTTP/1.1 403 ")
+    assert b"--allowed-hosts" in reply
+
+
+@pytest.mark.parametrize("url", ["http://localhost/health", "http://LOCALHOST.:1/health", "http://[::1]:80/health"])
+def test_a_request_line_that_names_us_is_taken_beside_a_host_that_is_ours(guarded: httpx.Client, url: str) -> None:
+    assert asked(guarded, f"GET {url} HTTP/1.1\r\n{OURS}").startswith(b"HTTP/1.1 200 ")
+    foreign = OURS.replace("localhost", "evil.example")
+    assert asked(guarded, f"GET {url} HTTP/1.1\r\n{foreign}").startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET //evil.example/health", 404),
+        ("GET /http://evil.example/health", 404),
+        ("GET health", 400),
+        ("GET http:///health", 400),
+        ("CONNECT evil.example:80", 400),
+        ("OPTIONS *", 404),
+    ],
+)
+def test_other_request_lines_lead_nowhere(guarded: httpx.Client, line: str, status: int) -> None:
+    assert asked(guarded, f"{line} HTTP/1.1\r\n{OURS}").startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("more", ["X-Forwarded-Host", "Forwarded", "X-Host", "X-Original-Host"])
+def test_no_other_header_stands_for_the_host(guarded: httpx.Client, more: str) -> None:
+    foreign, value = OURS.replace("localhost", "evil.example"), "host=localhost" if more == "Forwarded" else "localhost"
+    assert asked(guarded, f"GET /health HTTP/1.1\r\n{foreign}\r\n{more}: {value}").startswith(b"HTTP/1.1 403 ")
+    value = value.replace("localhost", "evil.example")
+    assert asked(guarded, f"GET /health HTTP/1.1\r\n{OURS}\r\n{more}: {value}").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c", "h2c, HTTP2-Settings"])
+def test_another_protocol_is_no_way_around_the_host(guarded: httpx.Client, upgrade: str) -> None:
+    more = f"upgrade: {upgrade}\r\nconnection: upgrade\r\nsec-websocket-key: x\r\nhttp2-settings: AAMAAABk"
+    for line, host, status in (
+        ("GET /health", "evil.example", 403),
+        ("GET http://evil.example/health", "localhost", 403),
+        ("GET /health", "localhost", 200),
+    ):
+        reply = asked(guarded, f"{line} HTTP/1.1\r\nhost: {host}\r\n{more}")
+        assert reply.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_a_request_of_http_1_0_without_a_host_is_for_nobody(guarded: httpx.Client) -> None:
+    assert asked(guarded, "GET /health HTTP/1.0").startswith(b"HTTP/1.1 403 ")
+    assert asked(guarded, "GET http://localhost/health HTTP/1.0").startswith(b"HTTP/1.1 403 ")
+    assert asked(guarded, "GET /health HTTP/1.0\r\nhost: localhost").startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
