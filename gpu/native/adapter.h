@@ -68,7 +68,7 @@ public:
         LowRank<Element>& low = products_[size_t(layer * kAdaptedProducts + product)];
         low.rank = rank;
         low.shrink = Matrix<Element>(rank, sizes.inputs(which));
-        low.shrink.pack(static_cast<const Stored*>(shrink), rank, sizes.inputs(which), 0, 1);
+        low.shrink.pack(nullptr, static_cast<const Stored*>(shrink), rank, sizes.inputs(which), 0, 1);
         const auto* from = static_cast<const Stored*>(expand);
         if (which == AdaptedProduct::kGateUp) {
             // Gate and up alternate panel by panel, as in the MLP's own matrix.
@@ -87,7 +87,7 @@ public:
 
 private:
     static void place(LowRank<Element>& low, const Stored* from, int64_t rows, int64_t first, int64_t every) {
-        low.expand.pack(from, rows, low.rank, first, every);
+        low.expand.pack(nullptr, from, rows, low.rank, first, every);
         for (int64_t row = 0; row < rows; ++row) {
             // As `Matrix::pack` places it.
             const int64_t panel = every == 1 ? (first + row) / kPanel : row / kPanel * every + first / kPanel;

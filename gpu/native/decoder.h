@@ -304,7 +304,7 @@ private:
     int64_t most_copies_ = 0;   // of experts of one layer, beside the first of each
     std::map<std::pair<int64_t, int64_t>, Mlp<Element>> staged_;   // (layer, expert)
     bool quantised_ = false;   // whether some matrix is
-    Arena quantised_panels_;
+    Arena panels_;             // of all matrices but those that are freed by themselves
     Matrix<Element> embedding_, head_;
     Vector final_norm_;
     std::vector<Attention<Element>> attention_;   // one for each thread

@@ -26,19 +26,21 @@ public:
     int64_t depth = 0;
     int64_t panels = 0;
 
-    const Unit* panel(int64_t index) const { return memory_.template as<Unit>() + index * depth * kPanel; }
+    const Unit* panel(int64_t index) const { return elements_ + index * depth * kPanel; }
     // Null where the panel is not quantised.
     const QuantisedPanel* quantised(int64_t index) const {
         const bool is = !quantised_.empty() && quantised_[size_t(index)].at != nullptr;
         return is ? &quantised_[size_t(index)] : nullptr;
     }
     // Whether no panel is quantised, or not all are.
-    bool has_elements() const { return memory_.template as<Unit>() != nullptr; }
+    bool has_elements() const { return elements_ != nullptr; }
 
     // Copy `rows` rows of `columns` elements; row r becomes output first + r. With `every` = 2, panels of the source
-    // become every second panel, `first` then choosing the one of the pair by its panel (0 or 32).
-    void pack(const typename Element::Stored* from, int64_t rows, int64_t columns, int64_t first, int64_t every) {
-        if (!has_elements()) memory_ = Memory(panels * depth * kPanel * int64_t(sizeof(Unit)));
+    // become every second panel, `first` then choosing the one of the pair by its panel (0 or 32). The first rows have
+    // memory taken for all: of `arena`, which the matrix must not outlive, or, where that is null, of its own.
+    void pack(Arena* arena, const typename Element::Stored* from, int64_t rows, int64_t columns, int64_t first,
+              int64_t every) {
+        if (!has_elements()) take(arena, panels * depth * kPanel * int64_t(sizeof(Unit)));
         by_panel(rows, first, every, [&](Unit* panel, int64_t begin, int64_t count) {
             pack_columns(panel, from + begin * columns, count, columns);
         });
@@ -96,6 +98,11 @@ public:
     }
 
 private:
+    void take(Arena* arena, int64_t bytes) {
+        if (arena == nullptr) memory_ = Memory(bytes);
+        elements_ = arena == nullptr ? memory_.template as<Unit>() : reinterpret_cast<Unit*>(arena->take(bytes));
+    }
+
     // Call work(column of the first row in its panel, first row, number of rows) for rows that share a panel.
     template <class Work>
     void by_panel(int64_t rows, int64_t first, int64_t every, Work&& work) const {
@@ -103,7 +110,7 @@ private:
             const int64_t output = every == 1 ? first + begin : first + begin * every;
             const int64_t column = output % kPanel;
             const int64_t count = std::min(kPanel - column, rows - begin);
-            work(memory_.template as<Unit>() + output / kPanel * depth * kPanel + column, begin, count);
+            work(elements_ + output / kPanel * depth * kPanel + column, begin, count);
             begin += count;
         }
     }
@@ -122,7 +129,8 @@ private:
         int64_t first, every;   // as in `pack`
     };
 
-    Memory memory_;   // null as long as all rows are quantised
+    Unit* elements_ = nullptr;   // null as long as all rows are quantised
+    Memory memory_;              // where they have their own
     std::vector<Part> parts_;
     std::vector<QuantisedPanel> quantised_;   // [panels], or empty
 };

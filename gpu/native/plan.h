@@ -80,16 +80,17 @@ void Decoder<Element>::move_weight(int index, const std::string& name, Format fo
     const auto require = [&](bool holds) {
         if (!holds) throw Refused{"weight " + name + " does not fit the model: " + std::to_string(count) + " elements"};
     };
+    Arena* arena = &panels_;
     const auto matrix = [&](Matrix<Element>& at, int64_t rows, int64_t columns, int64_t first = 0, int64_t every = 1) {
         if (format != Format::kElements) {
             if (to != nullptr) return at.unpack_blocks(format, static_cast<uint8_t*>(to), count, first, every);
             quantised_ = true;
             const auto* blocks = static_cast<const uint8_t*>(from);
-            return at.pack_blocks(quantised_panels_, format, blocks, count, rows, columns, first, every);
+            return at.pack_blocks(panels_, format, blocks, count, rows, columns, first, every);
         }
         require(count == rows * columns);
         if (to != nullptr) return at.unpack(static_cast<Stored*>(to), rows, columns, first, every);
-        at.pack(static_cast<const Stored*>(from), rows, columns, first, every);
+        at.pack(arena, static_cast<const Stored*>(from), rows, columns, first, every);
     };
     const auto norm = [&](Vector& at) {
         require(format == Format::kElements && at.size == count);
@@ -135,6 +136,7 @@ void Decoder<Element>::move_weight(int index, const std::string& name, Format fo
         require(named == layer.routed && dot != std::string::npos && expert >= 0 && expert < int64_t(layer.mlps.size()));
         const std::string part = name.substr(dot + 1);
         require(!layer.routed || staged || holds(index, expert));
+        if (layer.routed) arena = nullptr;   // an expert goes when it is elsewhere
         const int64_t whole = layer.routed ? shape_.expert_size : shape_.intermediate_size;
         const int64_t inner = (layer.routed ? shape_.expert_inner : shape_.inner).count;
         const int64_t columns = (layer.routed ? shape_.expert_columns : shape_.columns).count;
