@@ -45,11 +45,13 @@ class Asks:
         with the reply or, after `timeout_s` or a loss, with one that says so. Returns the ticket."""
 
         def late(ticket: int) -> Reply:
-            return Reply(ticket, False, f"the {to or self._answerer} {LATE} {timeout_s:g} s")
+            text = f"the {to or self._answerer} {LATE} {timeout_s:g} s"
+            return Reply(ticket, False, text, unserved=True)
 
         ticket, context = self.expect(timeout_s, answer, late), self._actor.context
         if lost is not None or not context.send(to or self._answerer, Ask(ticket, message, context.name), Lane.CONTROL):
-            self.answer(Reply(ticket, False, lost or f"the {to or self._answerer} is not running"))
+            text = lost or f"the {to or self._answerer} is not running"
+            self.answer(Reply(ticket, False, text, unserved=True))
         return ticket
 
     def expect(self, timeout_s: float, answer: Answer, late: Callable[[int], Reply]) -> int:
@@ -89,4 +91,4 @@ class Asks:
     def fail(self, message: str, tickets: Iterable[int] | None = None) -> None:
         """Answer those of these that are pending; None: all."""
         for ticket in list(self._pending if tickets is None else filter(self.waits, tickets)):
-            self.answer(Reply(ticket, False, message))
+            self.answer(Reply(ticket, False, message, unserved=True))

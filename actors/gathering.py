@@ -13,7 +13,8 @@ def merged(replies: Sequence[Reply], counts: Collection[str] = ()) -> Reply:
     up though they are equal, lists of them place by place."""
     speaking = [reply for reply in replies if not reply.ok] or replies
     text = " | ".join(dict.fromkeys(reply.message for reply in speaking if reply.message))
-    return Reply(0, speaking is replies, text, _merged([reply.body for reply in replies], counts))
+    body = _merged([reply.body for reply in replies], counts)
+    return Reply(0, speaking is replies, text, body, unserved=any(reply.unserved for reply in replies))
 
 
 def first_refusal(replies: Sequence[Reply]) -> Reply:

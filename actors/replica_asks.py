@@ -183,5 +183,5 @@ class ReplicaAsks:
         """Whether it was done."""
         row = row_of(ask.message)
         reply = replies[0] if row.session_of is not None else row.merge(replies)
-        self._actor.context.send(ask.reply_to, Reply(ask.ticket, reply.ok, reply.message, reply.body))
+        self._actor.context.send(ask.reply_to, msgspec.structs.replace(reply, ticket=ask.ticket))
         return reply.ok

@@ -3,8 +3,9 @@
     python -m benchmarks.fuzz [--inputs 10000] [--seed 0] [--workers 8]
 
 The server is a ghost in a process of its own, with keys and a trace. Bodies are drawn from its own description, and
-most of them changed where it hurts. Seen to: no 500, no death, no traceback and no secret in the log, nothing held at
-rest, and the audit of the trace. Each input follows from the seed and its number, so that one that fails can be sent
+most of them changed where it hurts, or told in words that no library writes; some clients leave in the middle of
+anything. Seen to: no 500, errors of the documented form, no death, no traceback and no secret in the log, nothing held
+at rest, and the audit of the trace. Each input follows from the seed and its number, so that one that fails can be sent
 again: `--first N --inputs 1`.
 """
 
@@ -20,18 +21,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from benchmarks.attack_shots import BIG, LEAVES
 from benchmarks.attack_target import ADMIN_KEY, KEY, MARK, Target
 from benchmarks.attacks import Report, come_to_rest, judge, server
+from benchmarks.fuzz_bodies import PROMPTED, PROMPTS, STREAMED, Bodies, changed, damaged
+from benchmarks.fuzz_wire import Ending, chunks, ending, retold, wrong_in
 from pawl.lifecycle.audit import Verdict
 
 PATIENCE_S = 120.0
 """The first profile alone loads seconds of Python, on a loaded machine many."""
 CONTEXT = 256
 """Tokens of the server, so that an answer without a limit is short."""
-DEEPEST = 5
+LEAVES_S = 2.0
+"""After which a client that wanted to read something leaves without."""
 RESTORE = (
     ("/continue_generation", {}),
     ("/resume_memory_occupation", {}),
@@ -55,157 +58,69 @@ ENDS = ("", "/", "?a=1&a=2", "?stream=x", "%00", "/../health", "//", "?" + "a" *
 """Of a path."""
 METHODS = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "get", "X" * 300, "")
 
-Json = Any
-
-
-# ---- bodies, from the description ----
-
-
-class Bodies:
-    """Draws what a route's body may be."""
-
-    def __init__(self, description: Mapping[str, Any]) -> None:
-        self._schemas: Mapping[str, Any] = description["components"]["schemas"]
-        self.routes: list[tuple[str, Mapping[str, Any]]] = []
-        """Path and schema of every route that takes a body."""
-        self.paths = sorted(description["paths"])
-        for path, methods in sorted(description["paths"].items()):
-            content = methods.get("post", {}).get("requestBody", {}).get("content", {})
-            if "application/json" in content:
-                self.routes.append((path, content["application/json"]["schema"]))
-
-    def names_of(self, schema: Mapping[str, Any]) -> frozenset[str]:
-        """Fields that a body may have."""
-        return frozenset(self._schemas[schema["$ref"].rpartition("/")[2]]["properties"] if "$ref" in schema else ())
-
-    def draw(self, schema: Mapping[str, Any], source: random.Random, depth: int = 0) -> Json:
-        """Something that the schema lets through, mostly."""
-        if "$ref" in schema:
-            return self.draw(self._schemas[schema["$ref"].rpartition("/")[2]], source, depth)
-        if "anyOf" in schema:
-            return self.draw(source.choice(schema["anyOf"]), source, depth)
-        if "enum" in schema:
-            return source.choice(schema["enum"])
-        match schema.get("type"):
-            case "object":
-                return self._object(schema, source, depth)
-            case "array":
-                items = schema.get("items", {})
-                return [self.draw(items, source, depth + 1) for _ in range(source.choice((1, 1, 2, 3)))]
-            case "string":
-                return source.choice(("x", "hello", MARK, "ghost", "user", "text"))
-            case "integer":
-                low, high = schema.get("minimum", 0), min(schema.get("maximum", 8), 64)
-                return source.randint(low, max(low, high))
-            case "number":
-                return source.choice((0, 0.5, 1, 1.5))
-            case "boolean":
-                return source.random() < 0.5
-            case "null":
-                return None
-        return source.choice(LEAVES)
-
-    def _object(self, schema: Mapping[str, Any], source: random.Random, depth: int) -> Json:
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        optional = sorted(set(properties) - set(required))
-        names = [*required, *source.sample(optional, min(len(optional), source.choice((0, 0, 1, 2, 4))))]
-        if depth > DEEPEST:
-            names = list(required)
-        body = {name: self.draw(properties.get(name, {}), source, depth + 1) for name in names}
-        return body or {source.choice(("a", MARK)): source.choice(LEAVES)}
-
-
-PROMPTED = frozenset(
-    (
-        *("/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/encode"),
-        *("/tokenize", "/v1/tokenize", "/v1/score", "/score"),
-    )
-)
-"""Routes that prompts come on. What others are sent is an order, and the log may say what was ordered, as it may say
-the name of a request."""
-PROMPTS: Sequence[Mapping[str, Any]] = (
-    {"text": "hello"},
-    {"prompt": "hello"},
-    {"input": "hello"},
-    {"messages": [{"role": "user", "content": "hello"}]},
-    {"input_ids": [101, 102]},
-    {"tokens": [101]},
-    {"prompt": "hello", "max_tokens": 3},
-)
-"""What makes a body that was drawn one that is computed, more often than chance would."""
-
-
-def changed(value: Json, source: random.Random, inside: float = 0.8) -> Json:
-    """The same with something in one place of it that does not belong there; with the probability `inside` not in place
-    of the whole."""
-    if isinstance(value, dict) and value and source.random() < inside:
-        name = source.choice(sorted(value))
-        match source.randrange(6):
-            case 0:
-                return {**value, f"{name}{source.choice(('', '_', MARK))}": source.choice(LEAVES)}
-            case 1:
-                return {other: inner for other, inner in value.items() if other != name}
-        return {**value, name: changed(value[name], source)}
-    if isinstance(value, list) and value and source.random() < 0.8:
-        at = source.randrange(len(value))
-        return [*value[:at], changed(value[at], source), *value[at + 1 :], *value[: source.choice((0, 0, 0, 1))]]
-    return source.choice((*LEAVES, *BIG, value, [value] * 3, {"a": value}, str(value), -1e-9, "\ud7ff", "a" * 3000))
-
-
-def damaged(data: bytes, source: random.Random) -> bytes:
-    """The same bytes but for a few."""
-    at = source.randrange(len(data) + 1)
-    match source.randrange(5):
-        case 0:
-            return data[:at]
-        case 1:
-            return data[:at] + source.randbytes(source.choice((1, 2, 8))) + data[at:]
-        case 2:
-            return data[:at] + data[at + source.choice((1, 2, 16)) :]
-        case 3:
-            return data[:at] + data[max(0, at - 20) :]
-    flipped = bytearray(data)
-    for _ in range(source.choice((1, 1, 4))):
-        flipped[source.randrange(len(data))] ^= 1 << source.randrange(8)
-    return bytes(flipped)
-
 
 # ---- whole inputs ----
 
 
-def _body(bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+def _body(bodies: Bodies, source: random.Random, changes: Sequence[int] = (0, 0, 1, 2, 3)) -> tuple[str, bytes]:
     path, schema = source.choice(bodies.routes)
     body = bodies.draw(schema, source)
     if isinstance(body, dict):
         known = bodies.names_of(schema)
         fitting = [prompt for prompt in PROMPTS if known.issuperset(prompt)]
         body |= source.choice(fitting) if fitting else {}
-    for _ in range(source.choice((0, 0, 1, 2, 3))):
+    for _ in range(source.choice(changes)):
         body = changed(body, source, 0.98)
     data = json.dumps(body).replace(f'"rid": "{MARK}"', '"rid": "x"')
     return path, (data if path in PROMPTED else data.replace(MARK, "x")).encode()
 
 
-def _with_body(target: Target, bodies: Bodies, source: random.Random) -> bytes:
+def _with_body(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
     path, data = _body(bodies, source)
-    return _request(target, path, data, source)
+    return path, _request(target, path, data, source)
 
 
-def _with_damaged_body(target: Target, bodies: Bodies, source: random.Random) -> bytes:
+def _with_damaged_body(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
     path, data = _body(bodies, source)
-    return _request(target, path, damaged(data, source), source)
+    return path, _request(target, path, damaged(data, source), source)
 
 
-def _with_damaged_head(target: Target, bodies: Bodies, source: random.Random) -> bytes:
+def _with_retold_body(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    path, data = _body(bodies, source, changes=(0, 0, 1))
+    return path, _request(target, path, retold(data, source), source)
+
+
+def _streamed(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    path = source.choice(STREAMED)
+    prompt = source.choice(
+        [prompt for prompt in PROMPTS if bodies.names_of(dict(bodies.routes)[path]).issuperset(prompt)]
+    )
+    data = json.dumps({**prompt, "stream": True, **source.choice(({}, {"n": 3}, {"logprobs": True}))}).encode()
+    return path, _request(target, path, data, source)
+
+
+def _in_chunks(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    path, data = _body(bodies, source)
+    head = target.head("POST", path, 0, "Transfer-Encoding: chunked\r\nConnection: close\r\n", ADMIN_KEY)
+    return path, head.replace(b"Content-Length: 0\r\n", b"") + chunks(data, source)
+
+
+def _pipelined(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    several = [_body(bodies, source) for _ in range(source.choice((2, 3, 8)))]
+    requests = [target.head("POST", path, len(data), "", ADMIN_KEY) + data for path, data in several]
+    return several[0][0], b"".join(requests)
+
+
+def _with_damaged_head(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
     path, data = _body(bodies, source)
     more = "".join(f"{source.choice(HEADERS)}\r\n" for _ in range(source.randrange(3)))
     head = target.head("POST", path, len(data), more)
-    return (damaged(head, source) if source.random() < 0.7 else head) + data
+    return path, (damaged(head, source) if source.random() < 0.7 else head) + data
 
 
-def _with_odd_line(target: Target, bodies: Bodies, source: random.Random) -> bytes:
-    path = source.choice(bodies.paths) + source.choice(ENDS)
-    return target.head(source.choice(METHODS), path.replace("{", "").replace("}", ""), 0)
+def _with_odd_line(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    path, method = source.choice(bodies.paths) + source.choice(ENDS), source.choice(METHODS)
+    return path, target.head(method, path.replace("{", "").replace("}", ""), 0)
 
 
 def _request(target: Target, path: str, data: bytes, source: random.Random) -> bytes:
@@ -213,20 +128,36 @@ def _request(target: Target, path: str, data: bytes, source: random.Random) -> b
     return target.head("POST", path, len(data), "Connection: close\r\n", key) + data
 
 
-KINDS: Mapping[str, tuple[int, Callable[[Target, Bodies, random.Random], bytes]]] = {
+KINDS: Mapping[str, tuple[int, Callable[[Target, Bodies, random.Random], tuple[str, bytes]]]] = {
     "body": (6, _with_body),
     "damaged body": (2, _with_damaged_body),
+    "retold body": (4, _with_retold_body),
+    "stream": (2, _streamed),
+    "chunks": (1, _in_chunks),
+    "pipeline": (1, _pipelined),
     "damaged head": (2, _with_damaged_head),
     "odd line": (1, _with_odd_line),
 }
-"""Kind -> share, and what makes one."""
+"""Kind -> share, and what makes path and bytes of one."""
+SHARE_LEAVING = {"stream": 0.9, "chunks": 0.3, "pipeline": 0.5, "body": 0.1}
+"""Of clients that do not wait for the end of the reply, or send oddly."""
 
 
-def input_of(seed: int, number: int, target: Target, bodies: Bodies) -> tuple[str, bytes]:
-    """Kind and bytes of one input."""
+class Input(NamedTuple):
+    """What one client sends, and how it behaves."""
+
+    kind: str
+    path: str
+    data: bytes
+    ending: Ending
+
+
+def input_of(seed: int, number: int, target: Target, bodies: Bodies) -> Input:
+    """The one of this number."""
     source = random.Random(f"{seed}/{number}")
     kind = source.choices(sorted(KINDS), [KINDS[name][0] for name in sorted(KINDS)])[0]
-    return kind, KINDS[kind][1](target, bodies, source)
+    path, data = KINDS[kind][1](target, bodies, source)
+    return Input(kind, path, data, ending(source) if source.random() < SHARE_LEAVING.get(kind, 0.0) else Ending())
 
 
 # ---- the run ----
@@ -242,13 +173,26 @@ class Seen:
     """Inputs with a 500 or no end, each with its number, and what came back."""
 
 
-async def _send(target: Target, data: bytes) -> tuple[int, bytes]:
-    """Status and reply. The sender says that nothing more is to come, so a request that was cut ends, too."""
-    reader, writer = await target.send(data)
+async def _send(target: Target, sent: Input) -> tuple[int, bytes]:
+    """Status and reply; status 0 where none came, or nobody waited for it. Who sends all says mostly that nothing more
+    is to come, so that a request that was cut ends, too."""
+    data, how = sent.data[: round(len(sent.data) * sent.ending.sends)], sent.ending
+    size = max(1, -(-len(data) // how.pieces))
+    reader, writer = await target.send(data[:size])
     try:
-        writer.write_eof()
+        for at in range(size, len(data), size):
+            await writer.drain()
+            writer.write(data[at : at + size])
+        if how.half_closes or how.reads is None:
+            writer.write_eof()
+        if how.reads is not None:
+            await asyncio.wait_for(reader.read(how.reads), LEAVES_S)
+            writer.transport.abort()
+            return 0, b""
         reply = (await reader.read()).replace(INTERIM, b"")
-    except ConnectionError:
+    except (ConnectionError, RuntimeError):  # of writing where the other side has gone
+        return 0, b""
+    except TimeoutError:
         return 0, b""
     finally:
         writer.close()
@@ -258,16 +202,18 @@ async def _send(target: Target, data: bytes) -> tuple[int, bytes]:
 
 async def _worker(target: Target, bodies: Bodies, seed: int, numbers: Sequence[int], seen: Seen) -> None:
     for number in numbers:
-        kind, data = input_of(seed, number, target, bodies)
-        status, reply = -1, b""
+        sent = input_of(seed, number, target, bodies)
+        status, reply, wrong = -1, b"", None
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                status, reply = await _send(target, data)
+            async with asyncio.timeout(PATIENCE_S * sent.data.count(b" HTTP/1.1\r\n") or PATIENCE_S):
+                status, reply = await _send(target, sent)
         except (TimeoutError, OSError) as error:
             reply = repr(error).encode()
-        seen.ends[f"{kind}: {status}"] += 1
-        if status in (500, -1):
-            seen.failed.append(f"{number}: {data[:400]!r} -> {reply[-300:]!r}")
+        seen.ends[f"{sent.kind}: {status}"] += 1
+        if status > 0 and sent.kind not in ("odd line", "damaged head"):
+            wrong = wrong_in(reply, sent.path)
+        if status in (500, -1) or wrong:
+            seen.failed.append(f"{number}: {sent.data[:400]!r} {sent.ending} -> {wrong} {reply[-300:]!r}")
 
 
 async def _all(target: Target, seed: int, first: int, inputs: int, workers: int) -> Seen:

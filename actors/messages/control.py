@@ -17,6 +17,8 @@ class Reply(msgspec.Struct, frozen=True, tag=True, eq=False):
     ok: bool
     message: str = ""
     body: dict[str, Any] = msgspec.field(default_factory=dict)
+    unserved: bool = False
+    """Nobody answered, in time or at all: whoever asked has made this up."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -113,32 +114,36 @@ class TraceWriter:
 
     def flush(self) -> None:
         """Write what is pending as one block, or where nothing is but records were lost, the Gap that says so. Does not
-        raise when the device refuses: see `trouble`."""
+        raise when the block cannot be made or the device refuses it: see `trouble`."""
         if not self._count and not self.trouble:
             return
+        try:
+            self._write_block()
+        except Exception as error:
+            self._num_lost += self._count
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self.trouble = f"the trace could not be written: {reason}"
+        finally:
+            self._count = 0
+            self._payload.clear()
+        if self._offset >= self._file_limit:
+            self._finish_file()
+
+    def _write_block(self) -> None:
+        """What is pending is in the file when this returns; if it raises, nothing of it is."""
         count, records = self._count, bytes(self._payload)
-        self._count = 0
-        self._payload.clear()
-        num_new = count
         if self.trouble:
             count, records = count + 1, ENCODER.encode(Gap(self._num_lost, self.trouble)) + records
         # 0xdd: a msgpack array with a 32-bit length.
         payload = b"\xdd" + count.to_bytes(4, "big") + records
         header = BLOCK.pack(MARKER, self._actor, self._num_written, count, len(payload), schema_hash(), self._chain)
         digest = hashlib.sha256(header + payload).digest()
-        try:
-            self._write(sealed(header + digest) + payload)
-        except OSError as error:
-            self._num_lost += num_new
-            self.trouble = f"the trace could not be written: {error.strerror or error}"
-            return
-        self._num_lost_before += self._num_lost
-        self._num_lost, self.trouble = 0, ""
+        self._write(sealed(header + digest) + payload)
         self._chain = digest
         self._num_written += count
         self._num_in_file += count
-        if self._offset >= self._file_limit:
-            self._finish_file()
+        self._num_lost_before += self._num_lost
+        self._num_lost, self.trouble = 0, ""
 
     def close(self) -> None:
         """Write what is pending and flush the file to the device. The caller has appended `Closed` before."""
@@ -164,7 +169,7 @@ class TraceWriter:
         try:
             while done < len(view):
                 done += os.pwrite(self._file, view[done:], self._offset + done)
-        except OSError:
+        except BaseException:
             os.ftruncate(self._file, self._offset)
             raise
         self._offset += len(data)
@@ -178,23 +183,27 @@ class TraceWriter:
         self._offset = self._num_in_file = 0
         try:
             self._write(sealed(FILE.pack(MAGIC, VERSION, self._run, index, schema_hash(), self._chain)))
-        except OSError:
+        except BaseException:
             os.close(self._file)
             self._file = None
             raise
         self._index = index
-        self._make_room()
+        # Where others remove the same files, or will not have theirs removed, this trace goes on all the same.
+        with contextlib.suppress(OSError):
+            self._make_room()
 
     def _finish_file(self) -> None:
-        if self._file is None:
+        file, self._file = self._file, None
+        if file is None:
             return
         try:
-            os.fsync(self._file)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
         except OSError as error:
             # Which records the device dropped is unknown; that it may have dropped some is said in the next block.
             self.trouble = f"the trace could not be flushed to the device: {error.strerror or error}"
-        os.close(self._file)
-        self._file = None
 
     # ---- the directory ----
 

@@ -19,6 +19,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from pawl.actors.runtime.actor import places_of
 from pawl.http.auth import OPEN_PATHS
 from pawl.http.errors import Problem
 
@@ -132,7 +133,15 @@ class Connection(HttpToolsProtocol):
     # ---- time ----
 
     def look(self, now: float) -> None:
-        """Cut the connection if the client has kept us waiting for too long. Called about once a second."""
+        """Cut the connection if the client has kept us waiting for too long, or if it cannot be told: whatever is wrong
+        with one connection, the others are looked at, and the server goes on. Called about once a second."""
+        try:
+            self._look(now)
+        except Exception as error:
+            log.error("a connection failed and is cut", error=type(error).__name__, at=places_of(error))
+            self.transport.abort()
+
+    def _look(self, now: float) -> None:
         if self._half_closed:
             self._probe()
         if self._send_deadline is not None and now > self._send_deadline:

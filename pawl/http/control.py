@@ -15,6 +15,7 @@ from starlette.routing import Route
 from pawl.actors.control import ROWS
 from pawl.actors.control.state import STATE, GetState
 from pawl.actors.control_row import Row, parameters
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sampling import embedding_sampling
 from pawl.actors.text.invalid import quoted
@@ -192,7 +193,7 @@ class ControlRoutes(HasContext):
                 raise Problem(403, f"{row.name} with these fields needs the admin key", code="admin_key_needed")
             reply = await ask(lambda answer: row.put(self.context.gateway, body, answer))
             status, shown = row.show(reply, self._facts())
-            return json_response(shown, status)
+            return json_response(shown, status) if status < 400 else _undone(reply, status, shown, request.url.path)
 
         handle.__doc__ = inspect.getdoc(row.message)
         handle.body = row.taken  # type: ignore[attr-defined]
@@ -204,6 +205,14 @@ class ControlRoutes(HasContext):
         context, state = self.context, reply.body if reply.ok else None
         text = exposition(context.gateway, context.info, state, context.statistics(), context.cut)
         return Response(text, media_type=CONTENT_TYPE)
+
+
+def _undone(reply: Reply, status: int, shown: dict[str, Any], path: str) -> Response:
+    """What was ordered was not done: the row's own words, with an error of the form that errors of this path have.
+    Where nobody answered it is 503, whatever the row says of refusals."""
+    problem = Problem(503 if reply.unserved else status, shown["error"]["message"])
+    done = {"success": False} if "success" in shown else {}
+    return json_response(shown | done | problem.body_at(path), problem.status, problem.headers)
 
 
 def _fields(query: QueryParams, row: Row) -> dict[str, Any]:

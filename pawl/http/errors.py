@@ -98,9 +98,13 @@ class Problem(Exception):
             return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
         return {"error": {"message": self.message}}
 
+    def body_at(self, path: str) -> dict[str, Any]:
+        """In the shape of the API that the path belongs to."""
+        return self.body(path.startswith(LIKE_OPENAI))
+
     def response(self, path: str = LIKE_OPENAI[0]) -> Response:
-        """In the shape of the API that the path belongs to; where none is known, of OpenAI's."""
-        return json_response(self.body(path.startswith(LIKE_OPENAI)), self.status, self.headers)
+        """Where no path is known, in the shape of OpenAI's API."""
+        return json_response(self.body_at(path), self.status, self.headers)
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -60,14 +60,16 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     refuse_unsupported(body, UNSUPPORTED)
     prompts, listed = prompts_of_body(body.text, body.input_ids, context)
     count = len(prompts)
-    samplings = spread(body.sampling_params or NativeSampling(), count, "sampling_params")
+    samplings = spread(
+        NativeSampling() if body.sampling_params is None else body.sampling_params, count, "sampling_params"
+    )
     context.check_count(sum(sampling.n or 1 for sampling in samplings), 1)
-    rids = spread(body.rid or "", count, "rid")
+    rids = spread("" if body.rid is None else body.rid, count, "rid")
     if isinstance(body.rid, list) and len(set(body.rid)) < count:
         raise Problem(400, "Duplicate request ID: rid must name each prompt differently", param="rid")
-    wanted = spread(body.return_logprob or False, count, "return_logprob")
+    wanted = spread(False if body.return_logprob is None else body.return_logprob, count, "return_logprob")
     starts = spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
-    tops = spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
+    tops = spread(0 if body.top_logprobs_num is None else body.top_logprobs_num, count, "top_logprobs_num")
     named = _named(body.token_ids_logprob or [], count)
     adapter = adapter_of(context, body.model) or None
     adapters = [each or adapter for each in spread(body.lora_path, count, "lora_path")]

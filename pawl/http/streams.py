@@ -25,8 +25,9 @@ class _Slot(Inbox):
 
     def ready(self) -> None:
         if not self._dirty:
-            self._dirty = True
+            # In this order: if it fails, what comes next, be it the end, wakes the reader again.
             self._group.mark(self._index)
+            self._dirty = True
 
     def take(self) -> Delta | None:
         self._dirty = False

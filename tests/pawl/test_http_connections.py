@@ -80,6 +80,21 @@ def until(served: Served, condition: Any) -> None:
 # ---- time ----
 
 
+def test_one_that_cannot_be_looked_at_is_cut_and_no_other_is_nor_the_server(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(served) as one, connected(served, GOOD) as other:
+        assert other.recv(15) == b"HTTP/1.1 200 OK"
+        first = next(each for each in connections(served) if each.client[1] == one.getsockname()[1])
+        monkeypatch.setattr(first, "_half_closed", True)
+        monkeypatch.setattr(first, "_probe", {}.__getitem__)  # takes an argument: it raises
+        served.on_loop(lambda: [each.look(time.monotonic()) for each in connections(served)])
+        assert everything(one) == b""
+        other.sendall(GOOD)
+        while b"HTTP/1.1 200 OK" not in other.recv(65_536):
+            pass
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", GOOD[:-2]], ids=["nothing", "half a line", "half a head"])
 def test_a_head_that_does_not_come_is_waited_for_so_long_and_no_longer(served: Served, sent: bytes) -> None:
     with connected(served, sent) as client:

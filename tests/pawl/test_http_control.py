@@ -80,6 +80,22 @@ def test_a_lost_engine_is_sick_and_refuses() -> None:
         assert "scheduler" in response.json()["error"]["message"]
 
 
+def test_what_nobody_can_answer_is_the_servers_fault_and_says_so() -> None:
+    refused = []
+    with Served() as served, httpx.Client(base_url=served.url, verify=False) as client:
+        served.on_loop(lambda: served.engine.gateway.receive(Down("scheduler", "it broke")))
+        for method, path in [(row.methods[0], path) for row in ROWS for path in row.routes]:
+            response = client.request(method, path, json={} if method == "POST" else None)
+            if "it broke" not in response.text or response.status_code == 200:
+                continue  # its body lacks something, or it tells of the server whatever that is like
+            body = response.json()
+            assert (path, response.status_code, "retry-after" in response.headers) == (path, 503, True)
+            assert body.get("success", False) is False
+            assert ("code" in body["error"]) == path.startswith("/v1/")
+            refused.append(path)
+    assert {"/flush_cache", "/pause_generation", "/sleep", "/v1/loads", "/get_load"} <= set(refused)
+
+
 def test_a_draining_server_is_healthy_but_not_ready() -> None:
     with Served() as served:
         served.on_loop(lambda: served.engine.gateway.drain(0.0))

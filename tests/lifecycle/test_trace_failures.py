@@ -1,0 +1,71 @@
+"""A block is in the file once, or it is lost and the next one says so, whatever fails while it is written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pawl.lifecycle.records import Digest, Gap, Record
+from pawl.lifecycle.trace.reader import Damage, TraceReader
+from pawl.lifecycle.trace.writer import TraceWriter
+from tests.lifecycle.story import PLENTY
+
+
+def read(path: Path) -> tuple[list[Record], list[Damage]]:
+    opened = TraceReader(path)
+    return list(opened), opened.damage
+
+
+FAILING = {"no memory for a block": "sealed", "it was written, and then something failed": "os.pwrite"}
+
+
+@pytest.mark.parametrize("name", FAILING.values(), ids=list(FAILING))
+def test_whatever_fails_at_a_block_it_is_in_the_file_once_or_lost_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = TraceWriter(tmp_path, PLENTY)
+    file.append(Digest(1, 1))
+    file.flush()
+    pwrite = os.pwrite
+
+    def fails(*arguments: Any) -> bytes:
+        if name == "os.pwrite":
+            pwrite(*arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"pawl.lifecycle.trace.writer.{name}", fails)
+        file.append(Digest(2, 2))
+        file.flush()
+    assert (file.num_lost, file.pending) == (1, 0)
+    file.append(Digest(3, 3))
+    file.close()
+    gap = Gap(1, "the trace could not be written: MemoryError")
+    assert read(tmp_path) == ([Digest(1, 1), gap, Digest(3, 3)], [])
+
+
+def test_who_cannot_make_room_or_close_a_file_writes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 1 << 20
+    writer, close = TraceWriter(tmp_path, limit), os.close
+
+    def closes(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EDQUOT, "no quota")
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "another server was quicker")
+
+    monkeypatch.setattr(TraceWriter, "_make_room", gone)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", closes)
+        while not writer.trouble:
+            writer.append(Gap(1, "x" * 500))
+    told = Gap(0, "the trace could not be flushed to the device: no quota")
+    writer.append(Digest(1, 1))
+    writer.close()
+    records, damage = read(writer.path)
+    assert (records[-2:], damage, writer.num_lost_total) == ([told, Digest(1, 1)], [], 0)
