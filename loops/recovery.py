@@ -154,7 +154,7 @@ def _undone(loop: Loop, failure: str, now: float) -> set[int]:
         if planning.trying is not None:
             restored.add(planning.trying)
         for row, source in planning.retracted:  # begun, and recorded nowhere
-            table.undo(row, source)
+            loop.requests.unmove(row, source)
     if loop.in_flight and loop.in_flight[0] is loop.committed:
         loop.in_flight.popleft()
     digest = loop.memory.digest()

@@ -145,12 +145,8 @@ class Requests:
     def finish(self, request: int, num_output: int, now: float) -> None:
         """A stop string ended the request within its first `num_output` tokens; the rest is dropped."""
         row = self.table.row_of.get(request)
-        if row is None:
-            return
-        extra = int(self.table.num_tokens[row] - self.table.num_prompt[row]) - num_output
-        self.counters.dropped_tokens += extra
-        self.counters.generated_tokens -= extra
-        self.leave(row, Event.FINISH, Cause.STOP_STRING, now, num_output=num_output)
+        if row is not None:
+            self.leave(row, Event.FINISH, Cause.STOP_STRING, now, num_output=num_output)
 
     def expire(self, now: float) -> None:
         """Abort every live request whose deadline has passed."""
@@ -210,10 +206,18 @@ class Requests:
             self.sessions.ended(info.request, None)
             self.table.close(row)
             return None
-        self.table.undo(row, state)
+        self.unmove(row, state)
         if state == State.NEW:
             self.queues.waiting.pop(row, None)
         return row
+
+    def unmove(self, row: int, state: State) -> None:
+        """What has taken this row out of `state`, if anything, is recorded nowhere."""
+        table = self.table
+        if state.owns_memory and table.state[row] == State.QUEUED:  # it was to be retracted
+            table.attempt[row] -= 1
+            table.info(row).num_retractions -= 1
+        table.undo(row, state)
 
     def retract(self, row: int, cause: Cause, now: float) -> None:
         """Take a running request's memory away; it goes back to the queue."""
@@ -286,8 +290,9 @@ class Requests:
         for companion in self.companions:
             companion.left(row)
         num_prompt = int(table.num_prompt[row])
+        num_drawn = int(table.num_tokens[row]) - num_prompt
         if num_output is None:
-            num_output = int(table.num_tokens[row]) - num_prompt
+            num_output = num_drawn
         target = table.move(row, event, cause)
         # Whoever is told twice in one turn, as the first time failed on the way, forgets the first.
         drafts = int(self.table.num_drafted[row]), int(self.table.num_accepted[row])
@@ -300,6 +305,8 @@ class Requests:
         counters.finished = finished
         counters.aborted = aborted
         counters.by_cause = by_cause
+        counters.dropped_tokens += num_drawn - num_output
+        counters.generated_tokens -= num_drawn - num_output
         self.recorded = row
         output = table.tokens[row, num_prompt : num_prompt + num_output] if target == State.FINISHED else None
         self.sessions.ended(info.request, output)

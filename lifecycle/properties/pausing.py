@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pawl.lifecycle.machines.serving import SERVING, Serving, ServingEvent
+from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -85,6 +86,11 @@ class PausedIsStill(Property):
         self._pauses.delivered(record)
         self._retracted = (self._retracted or retracts(record)) and self._pauses.paused
         return found
+
+    @on(Contained)
+    def _survived(self, record: Contained, history: History) -> Sequence[Violation]:
+        self._retracted = False  # the order may be what failed: half of it may be done
+        return ()
 
     # What follows from a pause stands between it and the next of these.
     @on(Submitted, StepCommitted, StepRolledBack, Flushed)
