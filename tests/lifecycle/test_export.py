@@ -17,9 +17,11 @@ from pawl.lifecycle.export.chrome import chrome_trace
 from pawl.lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
 from pawl.lifecycle.export.otlp import otlp_trace
 from pawl.lifecycle.export.parquet import export_parquet
-from pawl.lifecycle.export.timeline import Timeline, timeline
+from pawl.lifecycle.export.timeline import Timeline, _Builder, timeline
+from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
+from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Record, Started, TierTold, Transition
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.trace.reader import TraceReader
 from tests.lifecycle.story import sound_run, write
 from tests.loops.test_replay import record_run
@@ -120,6 +122,20 @@ def test_gaps_between_tokens_are_those_between_the_commits_that_drew_them() -> N
     assert first.mean_gap == (at[2] - at[0]) / 2
     assert first.largest_gap == max(at[1] - at[0], at[2] - at[1])
     assert (second.num_drawn, second.mean_gap, second.largest_gap) == (1, None, 0.0)
+
+
+def test_after_each_record_a_line_is_where_the_table_of_transitions_leads() -> None:
+    for records in RUNS:
+        builder, legal = _Builder(), LegalLifecycle()
+        monitor = Monitor([legal])
+        for record in DECODER.decode(ENCODER.encode(records)):
+            builder._take(record)
+            monitor.observe(record)
+            rows = monitor.history.open.values()
+            reached = {row: State(int(legal._state[row])) for row in rows}
+            assert {row: builder._in_row[row].reached for row in rows} == reached, record
+            live = [builder._in_row[row] for row in rows if reached[row] is not State.NEW]
+            assert [line.intervals[-1].state for line in live] == [line.reached for line in live]
 
 
 def test_a_step_that_was_lost_says_why() -> None:

@@ -314,3 +314,9 @@ def test_every_statement_of_memory_belongs_to_one_property() -> None:
     known = [statement for statements in STATEMENTS.values() for statement in statements]
     assert len(known) == len(set(known))
     assert _statements_in_the_source() <= set(known)
+
+
+def test_a_violation_is_of_the_property_that_its_statement_belongs_to() -> None:
+    for name, statements in STATEMENTS.items():
+        assert {name_of(MemoryViolation(statement)) for statement in statements} == {name}
+    assert name_of(MemoryError()) == name_of(MemoryViolation("MemoryError")) == "allocation_is_a_transaction"

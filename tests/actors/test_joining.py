@@ -1,0 +1,121 @@
+"""Replicas that are told what the others know before they take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from pawl.actors.joining import Joining
+from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.names import names_of
+from pawl.actors.routed import Replica
+from pawl.loops.orders.limits import SetState
+from pawl.loops.orders.serving import Pause
+
+
+class Questions:
+    """Answers when a test says so."""
+
+    def __init__(self) -> None:
+        self.present = SimpleNamespace(untellable="")
+        self.num_lasting = 0
+        self.told: list[tuple[int, Any]] = []
+        self.waiting: dict[int, Callable[[Reply], object]] = {}
+
+    def tell(self, replica: Replica, order: Any, answered: Callable[[Reply], object]) -> None:
+        self.told.append((replica.number, order))
+        self.waiting[replica.number] = answered
+
+    def waits_for(self, number: int) -> bool:
+        return number in self.waiting
+
+    def answer(self, number: int, *, ok: bool = True) -> None:
+        self.waiting.pop(number)(Reply(0, ok, "words"))
+
+
+class Bench:
+    def __init__(self, *numbers: int, orders: tuple[Any, ...] = ()) -> None:
+        self.questions, self.up, self.refused = Questions(), list[int](), list[tuple[int, str]]()
+        self.joining = Joining(
+            self.questions,  # type: ignore[arg-type]
+            lambda replica: self.up.append(replica.number),
+            lambda replica, why: self.refused.append((replica.number, why)),
+        )
+        for number in numbers:
+            self.joining.begin(Replica(names_of(number)), list(orders))
+
+
+ORDERS = (SetState(max_running=2), Pause())
+
+
+def test_each_order_is_told_when_the_one_before_is_answered_and_then_it_takes_part() -> None:
+    bench = Bench(3, orders=ORDERS)
+    assert bench.questions.told == [(3, ORDERS[0])]
+    bench.questions.answer(3)
+    bench.joining.ordered(ORDERS[0])  # the others have carried it out meanwhile
+    # At once: what it is at may need this to end.
+    assert bench.questions.told == [(3, ORDERS[0]), (3, ORDERS[1]), (3, ORDERS[0])]
+    assert (bench.up, list(bench.joining.replicas)) == ([], [3])
+    bench.questions.answer(3)
+    assert (bench.up, list(bench.joining.replicas)) == ([3], [])
+
+
+def test_nobody_takes_part_while_the_others_are_at_something_that_is_to_be_told() -> None:
+    bench = Bench()
+    bench.questions.num_lasting = 1
+    bench.joining.begin(Replica(names_of(3)), [])
+    assert (bench.up, bench.questions.told) == ([], [])
+    bench.questions.num_lasting = 0
+    bench.joining.ordered(Pause())
+    assert bench.questions.told == [(3, Pause())]
+    bench.questions.answer(3)
+    bench.joining.begin(Replica(names_of(4)), [])
+    assert bench.up == [3, 4]
+    bench.questions.num_lasting = 1
+    bench.joining.begin(Replica(names_of(5)), [])
+    bench.questions.num_lasting = 0
+    bench.joining.ordered(None)  # the others have refused it
+    assert bench.up == [3, 4, 5]
+
+
+def test_once_the_others_have_what_cannot_be_told_all_that_join_are_refused() -> None:
+    bench = Bench(3, 4, orders=ORDERS)
+    bench.questions.present.untellable = "weights were sent"
+    bench.joining.ordered(Pause())
+    assert bench.refused == [(3, "weights were sent"), (4, "weights were sent")]
+    bench.joining.begin(Replica(names_of(5)), [])
+    assert bench.refused[2:] == [(5, "weights were sent")]
+    told = list(bench.questions.told)
+    bench.questions.answer(3)
+    assert (bench.questions.told, bench.up, list(bench.joining.replicas)) == (told, [], [])
+
+
+def test_who_refuses_an_order_is_refused_with_its_words_and_who_is_gone_is_none_of_these() -> None:
+    bench = Bench(3, 4, 5, orders=ORDERS)
+    bench.questions.answer(3, ok=False)
+    assert bench.refused == [(3, "words")]
+    gone = bench.joining.without(names_of(4).scheduler)
+    assert gone is not None
+    assert gone.number == 4
+    assert bench.joining.without(names_of(4).scheduler) is None
+    assert list(bench.joining.replicas) == [5]
+    bench.joining.stopped()
+    bench.questions.answer(5)
+    assert (bench.up, len(bench.questions.told)) == ([], 3)
+
+
+def test_it_is_heard_before_it_takes_part() -> None:
+    bench = Bench(3, orders=ORDERS)
+    assert bench.joining.hears(Stalled(2.0, replica=3))
+    assert bench.joining.replicas[3].pace == Stalled(2.0, replica=3)
+    assert not bench.joining.hears(Stalled(2.0, replica=4))
+    assert not bench.joining.hears(Reply(1, True))
+
+
+def test_rows_of_any_number_are_kept_apart() -> None:
+    replica = Replica(names_of(0))
+    for row in (3, 63, 64, 65, 500, 7):
+        replica.holds(row, 1000 + row)
+    held = {row: stream for row, stream in enumerate(replica.streams.tolist()) if stream >= 0}
+    assert held == {row: 1000 + row for row in (3, 7, 63, 64, 65, 500)}
