@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from pawl.actors.control import Ask
 from pawl.actors.control.state import GetState
 from pawl.actors.messages.control import Heartbeat, Reply, Stalled
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.grammar import Compile, Release
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.scheduler import HeartbeatDue, Scheduler, SelfCheck
@@ -19,15 +21,18 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.watchdog import OLD_STEP_S, Watchdog
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
+from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.records import Closed
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.intake import WaitEnds
 from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Drain, EndAll, Finish
 from pawl.loops.orders.weights import UpdateWeights, WeightsStaged, WeightsSwapped
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
+from pawl.testing.expectations import simulated_grammars
 from tests.actors.tier_net import started
 
 
@@ -350,3 +355,47 @@ def test_who_is_told_that_new_weights_serve_knows_which_by_then() -> None:
     told = [sent for sent in context.take_sent() if isinstance(sent.message, WeightsServed | Reply)]
     assert [type(sent.message) for sent in told] == [WeightsServed, Reply]
     assert {sent.lane for sent in told} == {Lane.CONTROL}, "one lane, or the reply could overtake"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("end", ["stop string", "abort", "deadline", "end of all", "failure"])
+def test_a_grammar_is_let_go_however_its_request_ends(end: str, compiled: bool) -> None:
+    bench = Bench()
+    bench.ghost = Ghost.for_shape(bench.scheduler.config, grammars=simulated_grammars())
+    grammar = Grammar(GrammarKind.REGEX, "[ab]*")
+    sampling = SamplingParameters(temperature=0.0, max_new_tokens=9, grammar=grammar)
+    bench.tell(structs.replace(bench.submit(1, [97, 98]), sampling=sampling, timeout_s=5.0))
+    assert [type(each) for each in bench.context.take("grammar")] == [Compile]
+    if compiled:
+        bench.tell(GrammarReady(1))
+        bench.work()
+        assert bench.tokens[1]
+    match end:
+        case "stop string":
+            bench.tell(Finish(1, len(bench.tokens[1])))
+        case "abort":
+            bench.tell(Abort((1,)))
+        case "deadline":
+            bench.context.advance(60.0)
+            bench.tell()
+        case "end of all":
+            bench.tell(EndAll())
+        case _:
+            bench.tell(Abort((1,), Cause.INTERNAL) if compiled else GrammarFailed(1, "it is none"))
+    assert bench.ended.keys() == {1}
+    assert bench.context.take("grammar") == [Release(1)]
+
+
+def test_a_step_that_is_refused_behind_a_lost_one_counts_for_nobody() -> None:
+    bench = Bench(pacing="overlap")
+    bench.tell(bench.submit(1, [1, 2, 3]))
+    for step in (1, 2):  # the second was launched before anybody knew
+        bench.tell(ExecuteFailed(step, "lost"))
+    counters, row = bench.scheduler.loop.counters, bench.scheduler.loop.table.row_of[1]
+    lost, strikes = counters.steps_lost, bench.scheduler.loop.table.info(row).strikes
+    in_flight = [scheduled.step for scheduled in bench.scheduler.loop.in_flight]
+    assert (strikes, min(in_flight) > 2) == (1, True)
+    for step in (1, 2):
+        bench.tell(ExecuteFailed(step, "lost"))
+    assert (counters.steps_lost, bench.scheduler.loop.table.info(row).strikes) == (lost, strikes)
+    assert [scheduled.step for scheduled in bench.scheduler.loop.in_flight] == in_flight

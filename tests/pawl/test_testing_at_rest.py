@@ -8,7 +8,9 @@ from typing import ClassVar
 import msgspec
 import pytest
 
+from pawl.actors.control.serving import PauseGeneration
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import TokenLogprob
 from pawl.actors.messages.replicas import Parted
 from pawl.actors.messages.transfer import Saved
@@ -24,11 +26,12 @@ from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, StepCommitted
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.testing import Arrival, PropertyFailed, Workload, explore_workload
-from pawl.testing.cluster import PATIENCE_S, cluster
+from pawl.testing.clients import GONE, LEFT
+from pawl.testing.cluster import PATIENCE_S, Cluster, cluster
 from pawl.testing.expectations import AS_STARTED
 from pawl.testing.models import GHOST
 from pawl.testing.shape import Shape
-from pawl.testing.workload import Closing
+from pawl.testing.workload import Closing, Control
 
 SERVED = Workload(arrivals=tuple(Arrival(prompt=(97, 98), max_new_tokens=3, at_s=at) for at in (0.0, 0.0, 0.3)))
 ACTORS = (
@@ -187,3 +190,25 @@ def test_pages_that_a_worker_could_not_read_may_be_given_up_to_a_scheduler_that_
     else:
         with pytest.raises(PropertyFailed, match=f"nobody took: Saved from {sender}"):
             run.checks.check_end()
+
+
+@pytest.mark.parametrize(("words", "excused_by"), [(GONE[0], "failed"), (GONE[1], "failed"), (LEFT, "left")])
+def test_an_answer_is_owed_by_nobody_only_where_somebody_is_lost_or_has_left(
+    words: str, excused_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = msgspec.structs.replace(SERVED, controls=(Control(body=PauseGeneration("abort"), at_s=0.1),))
+    with silence():
+        run = cluster(asked, Fair())
+        drive(run)
+    run.desk.answers[0] = [Reply(1, False, f"replica 0 {words}")]
+    for happened in {"nothing", "left", excused_by}:  # where somebody is lost the run may be cut short
+        with monkeypatch.context() as patch:
+            if happened == "failed":
+                patch.setattr(Cluster, "failed", True)
+            elif happened == "left":
+                patch.setattr(run.replicas[0], "left", True)
+            if happened == excused_by:
+                run.checks._check_answers()
+                continue
+            with pytest.raises(PropertyFailed, match="pause: it was not paused"):
+                run.checks._check_answers()
