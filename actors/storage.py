@@ -81,7 +81,8 @@ class Storage(Actor):
         memory = None if shared is None else shared.memory
         self.outgoing = Outgoing(names.storage, store, lambda to, message: self.context.send(to, message), memory)
         self.incoming = Incoming(store, readers)
-        self._era = 0
+        self.era = 0
+        """Flushes that it has heard of."""
         self._told: dict[str, int] = {}
         self._heard = True
         """Whether the scheduler listens."""
@@ -89,7 +90,7 @@ class Storage(Actor):
     def started(self) -> None:
         keys = self.store.scan()
         for start in range(0, len(keys), FOUND_AT_ONCE):
-            self._tell(Found(self._era, tuple(keys[start : start + FOUND_AT_ONCE])))
+            self._tell(Found(self.era, tuple(keys[start : start + FOUND_AT_ONCE])))
         if keys:
             log.info("pages from before", pages=len(keys))
 
@@ -140,7 +141,7 @@ class Storage(Actor):
             case HandedPages():
                 kept = self.incoming.keep(message)
                 if kept:
-                    self._tell(Found(self._era, kept))
+                    self._tell(Found(self.era, kept))
                 if self.incoming.gave_up(message.storage):
                     self._answer(message.storage, OfferAnswer(self._names.storage, False))
                 self._took(message)
@@ -159,7 +160,7 @@ class Storage(Actor):
         self.context.send(sender, answer, Lane.CONTROL)
 
     def _empty(self, era: int) -> None:
-        self._era = era
+        self.era = era
         self.store.empty_host()
 
     def _keep(self, keys: tuple[bytes, ...], data: UInt8s) -> tuple[bytes, ...]:

@@ -142,6 +142,9 @@ class Loop:
         scheduled = self.in_flight[0]
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
+        drawn, due = len(result.tokens if result.counts is None else result.counts), len(scheduled.sampled_rows)
+        if drawn != due:
+            raise AssertionError(f"step {result.step} came back with tokens of {drawn} requests, not {due}")
         for row, cause in scheduled.left_without_answer(result, self.table):
             self.requests.no_answer(row, cause, now)
         applied = self._committed(scheduled, result, now)

@@ -179,6 +179,7 @@ class LowerTiers(Companion):
 
     def check(self) -> None:
         self.fetching.check()
+        self.saving.check()
         keys = [key for _, key in self.device.items()]
         if len(set(keys)) != len(keys):
             raise AssertionError("two pages of the cache, which stand in different places, have one key")

@@ -155,3 +155,8 @@ class Saving:
         self.device.cleared()
         # One number is left out: the worker reaches it by dealing with the loss, and fetches from now on wait for that.
         self.number += 1
+
+    def check(self) -> None:
+        """No more pages are under way than may be."""
+        if len(self._sent) > self.limit:
+            raise AssertionError(f"{len(self._sent)} pages are under way to lower tiers, {self.limit} may be")

@@ -15,6 +15,7 @@ from pawl.lifecycle.records import (
     AnswersClosed,
     Contained,
     Delivered,
+    Started,
     StepPlanned,
     Submitted,
     Transition,
@@ -24,8 +25,8 @@ from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
 
 class Incarnation(Property):
     """A duplicate number is refused, and nothing reaches a successor that was meant for another: a number is given
-    once, an event for a request that has ended is none of the request that has its row now, and no text stops a request
-    that is still to come."""
+    once, and to an engine of one replica in the order of arrival; an event for a request that has ended is none of the
+    request that has its row now, and no text stops a request that is still to come."""
 
     name = "incarnation"
 
@@ -33,21 +34,31 @@ class Incarnation(Property):
         self._seen: set[int] = set()
         self._before = Newest()
         """Those that came before the first record."""
-        self._rising = True
+        self._newest = Newest()
+        self._rising = False
         """A request with a lower number has come before it."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         found = super().begin(beginning, history)
-        self._before = beginning.newest
-        # A router gives a replica what another one has lost, which may have come to that one earlier.
-        self._rising = beginning.started.config.get("replica") is None
+        self._before, newest = beginning.newest, beginning.newest
+        self._newest = Newest(newest.short, newest.long)
+        self._started(beginning.started, history)
         return found
+
+    @on(Started)
+    def _started(self, record: Started, history: History) -> Sequence[Violation]:
+        # A router gives a replica what another one has lost, which may have come to that one earlier.
+        self._rising = record.config.get("replica") is None
+        return ()
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
-        if record.request in self._seen or (self._rising and self._before.has_been(record.request)):
-            return (self.violation(history, f"request {record.request} was submitted before", record.request),)
-        self._seen.add(record.request)
+        request, seen = record.request, record.request in self._seen
+        if seen or (self._rising and self._newest.has_been(request)):
+            text = "was submitted before" if seen else "comes behind one with a higher number, or was submitted before"
+            return (self.violation(history, f"request {request} {text}", request),)
+        self._seen.add(request)
+        self._newest.came(request)
         return ()
 
     @on(*set(Event) - set(ENDS))

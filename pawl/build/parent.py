@@ -31,6 +31,8 @@ class Parent(NamedTuple):
     def refuse(self, error: Exception, log: FilteringBoundLogger, what: str) -> None:
         """Say that nothing comes of the start, while `error` is handled: with a traceback under `what`, where it is of
         a kind that nobody expects. Raises OSError."""
+        if isinstance(error, BrokenPipeError):  # the parent has ended, and nobody is left to hear it
+            return
         status = exit_status(error)
         if status is None:
             log.exception(what)

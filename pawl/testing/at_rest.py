@@ -27,7 +27,7 @@ from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.testing.asked import check_asked, check_times
-from pawl.testing.books import doubled_timers, open_books
+from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.pairs import check_pairs
@@ -65,7 +65,7 @@ class EndChecks:
             return
         gone = {name for replica in run.replicas if replica.lost or replica.left for name in replica.names.own}
         actors = {name: actor for name, actor in run.actors.items() if name not in gone}
-        for left in (*open_books(actors), *doubled_timers(run.system)):
+        for left in (*open_books(actors), *needless_timers(run.system)):
             raise PropertyFailed("auxiliary_conservation", f"at rest: {left}")
         for replica in run.replicas:
             if not replica.lost:
@@ -99,6 +99,8 @@ class EndChecks:
                 gone = [key for key in split_keys(companion.index.snapshot()) if key not in storage.store]
                 if gone:
                     yield f"{len(gone)} pages are known below the device, and are not there"
+                if storage.era != companion.era:
+                    yield f"the storage has heard of {storage.era} flushes, and {companion.era} were made"
 
     def check_pairs(self) -> None:
         """At a moment when nothing is on its way: prefill and decode replicas speak of the same prefills."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from pawl.actors.asks import AskExpired
 from pawl.actors.simulation.system import SimulatedSystem
 
 _TOTALS = "counts since the start"
@@ -95,11 +96,13 @@ def open_books(roots: Mapping[str, object]) -> Iterator[str]:
                 stack.extend(each for each in value if _is_ours(each))
 
 
-def doubled_timers(system: SimulatedSystem) -> Iterator[str]:
-    """Timers of one actor that will tell it the same: one of them was set though the other was running."""
+def needless_timers(system: SimulatedSystem) -> Iterator[str]:
+    """Timers of one actor that will tell it the same: one of them was set though the other was running. And those of
+    questions, all of which are answered at rest."""
     for driver in system.drivers:
-        counts = Counter(driver.cell.timed())
-        yield from (f"{driver.cell.name} waits {count} times for {each}" for each, count in counts.items() if count > 1)
+        name, counts = driver.cell.name, Counter(driver.cell.timed())
+        yield from (f"{name} waits {count} times for {each}" for each, count in counts.items() if count > 1)
+        yield from (f"{name} still waits for {each}" for each in counts if isinstance(each, AskExpired))
 
 
 def _is_ours(value: object) -> bool:

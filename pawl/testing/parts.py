@@ -15,7 +15,7 @@ import numpy as np
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.loop import Loop
 from pawl.loops.policy import Policy, Waiting
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.violation import MemoryViolation
 
@@ -95,12 +95,14 @@ class CheckedPolicy(Checked):
             self.max_overtaken = policy.max_overtaken
 
     def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
-        given, before = list(rows), _columns(waiting.table)
+        given, before = list(rows), _written(waiting)
         with self._calling("order"):
             found = list(self._part.order(rows, waiting))
-        changed = [name for name, column in _columns(waiting.table).items() if column != before[name]]
+        after = _written(waiting)
+        changed = [(where, name) for (where, name), value in after.items() if value != before[where, name]]
         if changed:
-            raise self._fail("order", f"wrote to the table of requests: {', '.join(changed)}")
+            names = ", ".join(name for where, name in changed if where == changed[0][0])
+            raise self._fail("order", f"wrote to {changed[0][0]}: {names}")
         what = _no_permutation(given, found) or self._unfair(given, found, waiting.table)
         if what:
             raise self._fail("order", f"{what}: it was given rows {given} and returned {found}")
@@ -123,8 +125,21 @@ class CheckedPolicy(Checked):
         return ""
 
 
-def _columns(table: RequestTable) -> dict[str, bytes]:
-    return {name: column.tobytes() for name, column in vars(table).items() if isinstance(column, np.ndarray)}
+def _written(waiting: Waiting) -> dict[tuple[str, str], Any]:
+    """What a policy sees and leaves as it is, by where it stands and its name."""
+    table = waiting.table
+    found: dict[tuple[str, str], Any] = {}
+    for where, thing in (("the table of requests", table), ("the queues", waiting)):
+        for name, value in vars(thing).items():
+            if isinstance(value, np.ndarray):
+                found[where, name] = value.tobytes()
+            elif isinstance(value, list | dict):
+                found[where, name] = list(value)
+    for row in table.live_rows().tolist():
+        info = table.info(row)
+        for name in info.__struct_fields__:
+            found[f"what is known of request {info.request}", name] = getattr(info, name)
+    return found
 
 
 def _no_permutation(given: Sequence[int], found: Sequence[int]) -> str:
@@ -148,6 +163,8 @@ class CheckedCache(Checked):
         super().__init__(cache, name)
         self._pages: set[int] = set()
         """Taken, and not given back."""
+        self._fences: dict[int, int] = {}
+        """Of these: the newest step that may touch a page, as far as those who let go of it have said."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._part, name)
@@ -174,20 +191,28 @@ class CheckedCache(Checked):
     def insert(
         self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
     ) -> Insertion:
+        held = NO_PAGES if hold is None else hold.pages
         with self._calling("insert"):
             done: Insertion = self._part.insert(tokens, pages, namespace, hold, fence, priority)
         adopted = set(done.adopted.tolist())
         if not adopted <= set(pages.tolist()):
             raise self._fail("insert", f"adopted {sorted(adopted)}, and was offered {pages.tolist()}")
         self._pages |= adopted
+        self._touched(np.concatenate((held, done.adopted)), fence)
         self._check_told("insert", "does not say that it took")
         self._check_count("insert")
         return done
 
     def release(self, hold: Hold, fence: int, used: bool = True) -> None:
+        pages = hold.pages
         with self._calling("release"):
             self._part.release(hold, fence, used)
+        self._touched(pages, fence)
         self._check_count("release")
+
+    def _touched(self, pages: Int32s, fence: int) -> None:
+        for page in pages.tolist():
+            self._fences[page] = max(fence, self._fences.get(page, 0))
 
     def evict(self, count: int) -> Eviction:
         return self._gives_back("evict", count)
@@ -198,8 +223,14 @@ class CheckedCache(Checked):
     def _gives_back(self, verb: str, *arguments: int) -> Eviction:
         with self._calling(verb):
             gone: Eviction = getattr(self._part, verb)(*arguments)
-        self._check_known(verb, gone.pages.tolist(), "gave back")
-        self._pages.difference_update(gone.pages.tolist())
+        pages = gone.pages.tolist()
+        self._check_known(verb, pages, "gave back")
+        self._pages.difference_update(pages)
+        fences = {page: self._fences.pop(page, 0) for page in pages}
+        newest = max(pages, key=fences.__getitem__, default=None)
+        if newest is not None and gone.fence < fences[newest]:
+            what = f"gave back page {newest}, which step {fences[newest]} may touch, behind step {gone.fence}"
+            raise self._fail(verb, what)
         self._check_told(verb, "still has what it gave back,")
         self._check_count(verb)
         return gone

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from pawl.actors.asks import AskExpired
 from pawl.actors.control import Ask
 from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
@@ -271,6 +272,7 @@ def test_an_ask_is_answered_with_its_own_reply(world: World) -> None:
     world.gateway.receive(Reply(second, True, "flushed"))
     world.gateway.receive(Reply(first, True, body={"running": 1}))
     assert [(answer.ticket, answer.message) for answer in world.answers] == [(second, "flushed"), (first, "")]
+    assert not any(isinstance(timer.message, AskExpired) and timer.claim() for timer in world.context.timers)
     world.context.advance(60.0)
     assert len(world.answers) == 2
 

@@ -186,6 +186,17 @@ def test_an_order_for_a_request_that_was_placed_late_waits_until_its_replica_has
     assert [each.requests for each in context.take("scheduler.0")] == [(1,)]
 
 
+def test_a_request_that_is_aborted_twice_ends_for_the_first_cause_at_the_next_replica_as_well() -> None:
+    router, context = routed(2)
+    router.receive(asked(7))
+    opens(router, 7, replica=0)
+    router.receive(Abort((7,), Cause.DISCONNECT))
+    router.receive(Abort((7,), Cause.INTERNAL, "unreadable"))
+    is_lost(router, context, 0)
+    opens(router, 7, replica=1)
+    assert context.take("scheduler.1")[1:] == [Abort((7,), Cause.DISCONNECT)]
+
+
 def test_an_end_that_its_client_has_had_waits_for_the_replica_that_takes_the_request_again() -> None:
     router, context = routed(2)
     router.receive(asked(7))

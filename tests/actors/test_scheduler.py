@@ -115,6 +115,15 @@ def test_salt_and_weight_version_decide_who_shares_pages() -> None:
     assert namespaces == {namespace_of(salt=salt, weights="w1") for salt in ("a", "b", "")}
 
 
+def test_the_time_that_a_request_has_had_elsewhere_is_part_of_its_time() -> None:
+    bench = Bench()
+    bench.context.time_s = 100.0
+    bench.tell(bench.submit(1, [1]), bench.submit(2, [2], timeout_s=5.0))
+    bench.tell(bench.submit(3, [3], timeout_s=5.0, age_s=4.5))
+    table = bench.scheduler.loop.table
+    assert [table.deadline[table.row_of[request]] for request in (1, 2, 3)] == [160.0, 105.0, 100.5]
+
+
 def test_one_execute_a_step_whatever_the_number_of_requests() -> None:
     bench = Bench(pacing="lockstep")
     bench.tell(*(bench.submit(number, [number], 3) for number in range(1, 5)))

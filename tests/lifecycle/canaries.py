@@ -77,6 +77,9 @@ CANARIES: dict[str, Canary] = {
     ),
     "no end": Canary("legal_lifecycle", without(STORY, "finish 3"), "no terminal edge when the engine stopped", 3),
     "a number used twice": Canary("incarnation", changed(STORY, "submitted 3", request=2), "before", 2),
+    "a number behind a higher one": Canary(
+        "incarnation", changed(STORY, "submitted 2", request=9), "behind one with a higher number", 3
+    ),
     "a row given away while in use": Canary(
         "legal_lifecycle", changed(STORY, "submitted 2", row=0), "row 0 is given away while request 1 has it", 1
     ),

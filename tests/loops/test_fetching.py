@@ -461,6 +461,8 @@ def test_messages_are_small_and_what_is_under_way_is_bounded() -> None:
     assert [pages for _, pages, _ in bench.sent] == [[0, 1], [2, 3], [4]]
     assert bench.saving.counts.skipped == 3
     assert bench.saving.num_under_way == 5
+    bench.store(9, first=100)
+    assert len(bench.sent) == 3
     bench.answer()
     assert bench.saving.num_under_way == 0
     bench.remove(7, 6, 5, 4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pawl.actors.asks import Asks
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.cell import SimulatedCell
+from pawl.actors.storage import Storage
 from pawl.actors.weight_client import WeightClient
 from pawl.actors.worker import Worker
 from pawl.loops.intake import Intake
@@ -37,6 +39,21 @@ CONTROL = (
         "Who waits for the engine to rest before a flush is never told anything.",
         Edit(Intake.turn, "if order.can_be_done(self.loop):", "if False:"),
         Edit(Intake.deliver, "self.remind(patience_s, WaitEnds(number))", "pass"),
+    ),
+    _mutant(
+        "flush_is_not_counted_below",
+        "observability_conservation",
+        "",
+        "The storage empties host memory and goes on counting flushes as before: pages that come there afterwards are "
+        "taken for some of before.",
+        Edit(Storage._empty, "self.era = era", "pass"),
+    ),
+    _mutant(
+        "timer_of_an_answered_question_runs_on",
+        "auxiliary_conservation",
+        "",
+        "The timer of a question runs on when the answer has come.",
+        Edit(Asks.answer, "ask.timer.cancel()", "pass"),
     ),
     _mutant(
         "order_by_what_is_not_recorded",

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
 
 from pawl.actors.names import UNIFIED, names_of
 from pawl.actors.runtime.processes.wires import SocketWire
 from pawl.build.hosts.child import Child
 from pawl.build.hosts.host import Host, OneHost, ReplicaFailed, Running
+from pawl.build.parent import Parent
 from pawl.build.ready import HERE, Setup
 from pawl.build.replica_process import ReplicaProcess, check_alike, started
 from pawl.build.replica_processes import ProcessReplicas
@@ -124,6 +126,14 @@ for delta in engine.stream("hello", {"max_new_tokens": 30000}):
     print(engine.parts.ready.pid, flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_front_that_is_gone_is_not_told_that_its_replica_could_not_be_loaded() -> None:
+    target = io.BytesIO()
+    parent = Parent(Setup({}, names_of(0), "replica-0", "ipc:///nowhere", 0.005), ServerConfig(), io.BytesIO(), target)
+    with structlog.testing.capture_logs() as told:
+        parent.refuse(BrokenPipeError(), structlog.get_logger(), "the replica could not be loaded")
+    assert (target.getvalue(), told) == (b"", [])
 
 
 def test_the_death_of_the_front_ends_its_requests_as_of_clients_that_hung_up_and_the_replica(tmp_path: Path) -> None:

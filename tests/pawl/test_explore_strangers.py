@@ -94,6 +94,23 @@ class Hides(RadixCache):
     def insert(self, tokens, pages, namespace, hold, fence, priority=0):
         done = super().insert(tokens, pages, namespace, hold, fence, priority)
         return done._replace(adopted=pages[: len(done.adopted)])
+
+
+class Takes(Policy):
+    def order(self, rows, waiting):
+        waiting.waiting.pop(rows[-1])
+        return rows
+
+
+class Strikes(Policy):
+    def order(self, rows, waiting):
+        waiting.table.info(rows[0]).strikes += 1
+        return rows
+
+
+class Hurries(RadixCache):
+    def evict(self, count):
+        return super().evict(count)._replace(fence=0)
 """
 FAULTS = {
     "policy:Unfair": r"your policy .*parts.py:Unfair \(order, parts.py:12\) put rows [0-9and ]+ before row \d",
@@ -109,6 +126,12 @@ FAULTS = {
     ),
     "cache:Stumbles": r"your cache .*parts.py:Stumbles \(insert, parts.py:55\) raised KeyError",
     "cache:Hides": r"your cache .*parts.py:Hides \(insert, parts.py:73\) does not say that it took page \d+: it has",
+    "policy:Takes": r"your policy .*parts.py:Takes \(order, parts.py:79\) wrote to the queues: waiting",
+    "policy:Strikes": r"your policy .*Strikes \(order, parts.py:85\) wrote to what is known of request \d+: strikes",
+    "cache:Hurries": (
+        r"your cache .*parts.py:Hurries \(evict, parts.py:91\) "
+        r"gave back page \d+, which step \d+ may touch, behind step 0"
+    ),
     "scheduler:Keeps": r"abort_is_total, request \d+: the scheduler was told to end it .* and has not",
     "scheduler:Trips": r"ActorFailed: scheduler: AttributeError",
 }
@@ -155,7 +178,12 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
 
 
 @pytest.mark.parametrize(
-    "part", some_by_night(FAULTS, {"policy:Unfair", "cache:Invents", "cache:Loses", "cache:Hides", "scheduler:Trips"})
+    "part",
+    some_by_night(
+        FAULTS,
+        {f"cache:{name}" for name in ("Invents", "Loses", "Hides", "Hurries")}
+        | {"policy:Unfair", "policy:Strikes", "scheduler:Trips"},
+    ),
 )
 def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
     part: str, parts: Path, capsys: pytest.CaptureFixture[str]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.actors.asks import Asks
+from pawl.actors.asks import AskExpired, Asks
 from pawl.actors.gateway import Gateway
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.actors.simulation.system import SimulatedSystem
 from pawl.actors.watchdog import Tick, Watchdog
-from pawl.testing.books import KEPT, doubled_timers, open_books
+from pawl.testing.books import KEPT, needless_timers, open_books
 
 
 def test_a_fresh_actor_has_empty_books() -> None:
@@ -31,6 +31,19 @@ def test_every_book_that_is_kept_has_a_reason() -> None:
     assert all(len(reason.split()) > 2 for reason in KEPT.values())
 
 
+def test_the_timer_of_a_question_that_is_answered_is_found_at_rest() -> None:
+    class Asking(Watchdog):
+        def started(self) -> None:
+            super().started()
+            self.context.after(5.0, AskExpired(1))
+
+    system = SimulatedSystem(Fair(), seed=1)
+    system.spawn(Asking(), "watchdog")
+    system.start()
+    system.step()
+    assert list(needless_timers(system)) == ["watchdog still waits for AskExpired(ticket=1)"]
+
+
 def test_a_timer_that_is_set_twice_is_found() -> None:
     class Hasty(Watchdog):
         def started(self) -> None:
@@ -42,4 +55,4 @@ def test_a_timer_that_is_set_twice_is_found() -> None:
         system.spawn(kind(), "watchdog")
         system.start()
         system.step()
-        assert list(doubled_timers(system)) == found
+        assert list(needless_timers(system)) == found
