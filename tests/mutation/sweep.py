@@ -180,7 +180,7 @@ class Sweeping:
         self._results = Results.load(request.results)
         self._sound: set[str] = set()
         self._told: Counter[tuple[str, str, str]] = Counter()
-        """File, function and test -> edits of the function that the test noticed."""
+        """File, function and test -> edits of the function that the test noticed; of the whole file where it is ""."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -208,7 +208,7 @@ class Sweeping:
         chosen = [edit for edit in chosen if edit.file.startswith(request.rooms)]
         for row in results.rows.values():
             if row.tested is not None and row.tested.noticed:
-                self._told[row.file, row.function, row.tested.what] += 1
+                self._tell(row.file, row.function, row.tested.what)
         if not request.again:
             chosen = [edit for edit in chosen if not self._is_judged(edit)]
         judged = in_processes(request.processes, chosen, self._row)
@@ -230,7 +230,8 @@ class Sweeping:
         reaching = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if reaching == [IMPORT]:
             return b"null"
-        unknown = not self._reach.knows(edit)
+        # What only programs reach that a test starts, or a test that traces itself, no measurement has seen.
+        unknown = not self._reach.knows(edit) or not reaching
         quick, others = self._quick_and_others(edit, reaching, unknown)
         tested, explored, schedules = self._test(edit, quick), None, self._request.schedules
         if schedules and (unknown or EXPLORE in reaching) and not noticed(tested):
@@ -245,8 +246,9 @@ class Sweeping:
         return msgspec.json.encode(Row(*place, seed, _digest(edit), tested, explored, first))
 
     def _quick_and_others(self, edit: Edit, reaching: Iterable[str], unknown: bool) -> tuple[list[str], list[str]]:
-        """The tests to ask. What came since the measurement may reach it: tests of the room, of a new function those
-        of its subject. The first are those that noticed other edits of this function."""
+        """The tests to ask. What came since the measurement may reach it: tests of the room, of a function that is
+        `unknown` those of its subject. The first are those that noticed other edits of this function, then of this
+        file."""
         seconds, folder = self._reach.seconds, f"tests/{edit.file.partition('/')[0]}/"
         new = [
             test
@@ -254,7 +256,7 @@ class Sweeping:
             if (unknown and is_near(test, edit.file)) or (test not in seconds and test.startswith(folder))
         ]
         tests = in_order([test for test in {*reaching, *new} if test in self._items], seconds, edit.file)
-        tests.sort(key=lambda test: -self._told[edit.file, edit.function, test])
+        tests.sort(key=lambda test: (-self._told[edit.file, edit.function, test], -self._told[edit.file, "", test]))
         chosen = list(_within(tests, seconds, self._request.test_seconds))
         quick = list(_within(chosen, seconds, QUICK_S))
         return quick, chosen[len(quick) :]
@@ -268,12 +270,18 @@ class Sweeping:
             said.append(verdict)
             if not verdict.noticed:
                 break
-            if self._is_sound(verdict.what) and self._alone(edit, verdict.what).noticed:
-                self._told[edit.file, edit.function, verdict.what] += 1
+            was_alone = verdict.count == 1
+            if self._is_sound(verdict.what) and (was_alone or self._alone(edit, verdict.what).noticed):
+                self._tell(edit.file, edit.function, verdict.what)
                 break
             tests = tests[verdict.count :]
             said[-1] = Verdict(SURVIVED, count=verdict.count, seconds=verdict.seconds)
         return _joined(*said)
+
+    def _tell(self, file: str, function: str, test: str) -> None:
+        """This test has noticed an edit of the function."""
+        self._told[file, function, test] += 1
+        self._told[file, "", test] += 1
 
     def _alone(self, edit: Edit | None, test: str) -> Verdict:
         return self._judge.test(edit, [self._items[test]], self._reach.seconds)

@@ -254,3 +254,28 @@ def test_processes_share_the_work_and_one_that_ends_early_is_told() -> None:
 def test_quick_tests_are_asked_first_and_of_those_that_cost_the_same_the_near_ones() -> None:
     near, far, slow = "tests/memory/test_tiers.py::a", "tests/memory/test_ledger.py::b", "tests/memory/test_tiers.py::c"
     assert in_order([slow, far, near], {near: 0.02, far: 0.01, slow: 3.0}, "memory/tiers/keys.py") == [near, far, slow]
+
+
+def test_a_statement_that_no_test_was_seen_to_reach_is_asked_of_those_that_are_about_its_file(tmp_path: Path) -> None:
+    names = [
+        "tests/lifecycle/test_pawl_toy.py::a",
+        "tests/lifecycle/test_pawl_toy.py::b",
+        "tests/lifecycle/test_far.py::c",
+    ]
+    reach = Reach(dict.fromkeys(names, 0.1), names, functions={"lifecycle/pawl_toy.py": places_of(TOY.encode())})
+    reach.lines = {"lifecycle/pawl_toy.py": {10: [1, 2]}}
+    request = sweep.Request(("lifecycle",), 1, 1, 0, 9.0, False, 1, tmp_path / "none.json")
+    sweeping = sweep.Sweeping(request, reach)
+    sweeping._items = dict.fromkeys(names)  # type: ignore[arg-type]
+
+    def asked(key: str) -> list[str]:
+        edit = edit_named(key)
+        reaching = reach.of(edit, TOY.encode())
+        return sweeping._quick_and_others(edit, reaching, unknown=not reaching)[0]
+
+    assert asked("pages.told.clear() => pass") == names[:2]
+    assert asked("self.free -= count => pass") == names[1:]
+    sweeping._tell("lifecycle/pawl_toy.py", "unused", names[2])
+    assert asked("self.free -= count => pass") == [names[2], names[1]], "it has noticed another edit of the file"
+    sweeping._tell("lifecycle/pawl_toy.py", "Pages.take", names[1])
+    assert asked("self.free -= count => pass") == names[1:], "this one has, of the function"
