@@ -11,7 +11,8 @@ from pawl.actors.runtime.actor import places_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.records import StepPlanned, StepRolledBack, Transition
-from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.batch import BatchBuilder
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
 from pawl.loops.recovery import FAILED, recover
@@ -210,3 +211,24 @@ def test_an_order_of_admission_that_always_raises_ends_those_it_was_to_order_and
     assert [driver.cause(request) for request in (1, 2, 3)] == [Cause.LENGTH, Cause.INTERNAL, Cause.INTERNAL]
     assert driver.output_of[1] == expected([1, 2, 3], 8)
     assert driver.loop.counters.retractions == 0
+
+
+def test_all_whom_a_plan_had_begun_to_retract_are_retracted_once_by_what_it_failed_for() -> None:
+    driver = at_work("lockstep", [1, 2, 3], [4, 5, 6])
+    driver.step()
+    driver.step()
+    loop, sources = driver.loop, dict[int, State]()
+    for row in loop.queues.running().tolist():
+        sources[row] = loop.queues.retract(row, Cause.MEMORY)
+    builder = BatchBuilder(loop.memory.ledger.begin(), loop.table, [])
+    builder.retracted = list(sources.items())
+    loop.planning = builder
+    attempts = {row: int(loop.table.attempt[row]) for row in sources}
+    moves = [record for record in failing(driver) if isinstance(record, Transition)]
+    told = {(move.row, move.source, move.event, move.cause) for move in moves}
+    assert told == {(row, source, Event.RETRACT, Cause.STEP_LOST) for row, source in sources.items()}
+    assert len(moves) == len(sources) == 2
+    assert {row: int(loop.table.attempt[row]) for row in sources} == attempts
+    driver.run()
+    assert list(driver.output_of.values()) == [expected([1, 2, 3], 8), expected([4, 5, 6], 8)]
+    assert [ending.info.num_retractions for ending in driver.ending_of.values()] == [1, 1]
