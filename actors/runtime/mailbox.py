@@ -259,6 +259,12 @@ class Mailbox:
 
     # ---- for statistics: read without the lock, so each number is right but the set is not one moment ----
 
+    @property
+    def waits(self) -> bool:
+        """Whether any message does."""
+        system, control, data = self._lanes
+        return bool(system or control or data or self._fences)
+
     def depths(self) -> tuple[int, int, int]:
         """Waiting messages in SYSTEM, CONTROL and DATA."""
         system, control, data = self._lanes

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pawl.testing.exploring import Outcome
     from pawl.testing.scenario import Scenario
 
-SCHEDULES_EACH = 20
-"""Schedules of one workload before the next one is drawn."""
-REPLAYED = 3
-"""Schedules of each workload, the first ones, that are decided again from their own records as well."""
-CONFIRMED_EVERY = 4
-"""Workloads of which one has a schedule run twice: it must come out the same."""
-EXPLORED = ("pct", "pos", "random", "coverage", "fair")
-"""Strategies that take turns unless one is named."""
+EXPLORED = ("fair", "pct", "pos", "random")
+"""Strategies that take turns unless one is named: each has one schedule of a workload, then the next one is drawn."""
+LEARNING = {"coverage": 20, "exhaustive": 20}
+"""Those that learn from the schedules before -> schedules of one workload."""
+REPLAYED_EVERY = 3
+"""Workloads of which one has its schedules decided again from their own records as well."""
+CONFIRMED_EVERY = 41
+"""Workloads of which one has a schedule run twice: it must come out the same. A prime, so all strategies meet it."""
 CONTENTION, SCARCITY, APART = 0.2, 0.3, 0.15
 """Shares of the workloads in which many requests wait for few places, in which pages are short, and in which prompts
 are computed elsewhere."""
@@ -116,14 +116,13 @@ def explore(task: Task) -> Iterator[Report]:
 
     totals, told, number = Totals(), time.monotonic(), 0
     while not task.over and not 0 < task.schedules <= totals.schedules:
-        workload, found = workload_of(task, task.seed + number * task.stride), None
+        workload = workload_of(task, task.seed + number * task.stride)
         try:
-            for outcome in _rounds(task, workload, number):
-                totals, found = totals.plus(Totals.of(outcome)), outcome.found
+            outcome = _explored(task, workload, number)
         except NotDeterministic as error:
             yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}", final=True)
             return
-        totals = totals._replace(workloads=number + 1)
+        totals, found = totals.plus(Totals.of(outcome)), outcome.found
         number += 1
         if found is not None:
             yield Report(totals, found)
@@ -138,28 +137,30 @@ def explore(task: Task) -> Iterator[Report]:
     yield Report(totals, final=True)
 
 
-def _rounds(task: Task, workload: Workload, number: int) -> Iterator[Outcome]:
-    """Some schedules of the workload that are replayed, then the others; none after one that fails."""
+def _explored(task: Task, workload: Workload, number: int) -> Outcome:
+    """What comes of this workload."""
     from pawl.testing import explore_workload
 
-    strategies = EXPLORED if task.strategy == "all" else (task.strategy,)
-    seed, strategy = task.seed + number * task.stride, strategies[number % len(strategies)]
-    for replayed, schedules in ((True, REPLAYED), (False, SCHEDULES_EACH - REPLAYED)):
-        outcome = explore_workload(
-            workload,
-            strategy,
-            schedules,
-            # Another one, or the same schedules come again.
-            seed=seed if replayed else ~seed,
-            faults=faults_of(task, seed, workload),
-            confirm_every=schedules // 2 if number % CONFIRMED_EVERY == 0 and not replayed else 0,
-            replayed=replayed,
-            shrink=False,
-            over=lambda: task.over,
-        )
-        yield outcome
-        if outcome.found is not None or outcome.result.schedules < schedules:
-            return
+    seed, strategy = task.seed + number * task.stride, _strategy(task, number)
+    return explore_workload(
+        workload,
+        strategy,
+        LEARNING.get(strategy, 1),
+        seed=seed,
+        faults=faults_of(task, seed, workload),
+        confirm_every=int(number % CONFIRMED_EVERY == 0),
+        replayed=number % REPLAYED_EVERY == 0,
+        shrink=False,
+        over=lambda: task.over,
+    )
+
+
+def _strategy(task: Task, number: int) -> str:
+    if task.strategy != "all":
+        return task.strategy
+    # There is one fair schedule of a workload that stays the same.
+    strategies = EXPLORED if task.workload is None or number == 0 else EXPLORED[1:]
+    return strategies[number % len(strategies)]
 
 
 def _past(ends: float) -> bool:

@@ -71,7 +71,7 @@ class TestFewPreemptions(TestFair):
     """Priorities decide: some actors starve for as long as others have work."""
 
     def source(self) -> ChoiceSource:
-        strategy = PCT(2)
+        strategy = PCT(2, length=50)
         strategy.begin()
         return strategy
 

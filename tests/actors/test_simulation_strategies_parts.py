@@ -15,7 +15,7 @@ from pawl.actors.simulation.choice import Choices, ChoiceSource, Guide, Kind, Va
 from pawl.actors.simulation.exploration import Case, explore
 from pawl.actors.simulation.shrinking import Shrinker, cost
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
-from pawl.actors.simulation.strategies.pct import PCT
+from pawl.actors.simulation.strategies.pct import LENGTHS, PCT
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, Guided, RandomWalk, Strategy
 from pawl.actors.simulation.system import SimulatedSystem
@@ -78,10 +78,20 @@ def test_who_has_the_highest_priority_goes_on_until_it_cannot() -> None:
     assert order != [options.pop(strategy.choose(Kind.NEXT, options)).label for _ in range(6)]
 
 
-@pytest.mark.parametrize("changes", [{"depth": 0}, {"length": 0}])
-def test_depth_and_length_below_one_are_refused(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize("changes", [{"depth": 0}, {"length": -1}])
+def test_a_depth_below_one_and_a_length_below_zero_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
         PCT(1, **changes)
+
+
+def test_priorities_change_anywhere_in_a_run_of_unknown_length() -> None:
+    strategy, places = PCT(3), list[int]()
+    for _ in range(200):
+        strategy.begin()
+        places += strategy._changes
+    for first, last in pairwise((0, *LENGTHS)):
+        assert any(first <= place < last for place in places), f"none between {first} and {last}"
+    assert max(places) < LENGTHS[-1]
 
 
 # ---- POS ----

@@ -14,15 +14,18 @@ from collections.abc import Sequence
 from pawl.actors.simulation.choice import Choices, Kind, Option
 from pawl.actors.simulation.strategies.simple import FAULT_RATE, Randomized
 
+LENGTHS = (50, 100, 200, 400)
+"""Decisions of a schedule: as many as most runs of a small engine have."""
+
 
 class PCT(Randomized):
-    """`depth` is d of the paper; k is the longest schedule so far, `length` decisions to begin with."""
+    """`depth` is d of the paper; k is the longest schedule so far, or `length`. Without either it is drawn."""
 
     name = "pct"
 
-    def __init__(self, seed: int, depth: int = 3, *, length: int = 50, fault_rate: float = FAULT_RATE) -> None:
-        if depth < 1 or length < 1:
-            raise ValueError(f"depth {depth} and length {length} must be 1 at least")
+    def __init__(self, seed: int, depth: int = 3, *, length: int = 0, fault_rate: float = FAULT_RATE) -> None:
+        if depth < 1 or length < 0:
+            raise ValueError(f"depth {depth} must be 1 at least, and length {length} must not be below 0")
         super().__init__(seed, fault_rate=fault_rate)
         self.depth = depth
         self.length = length
@@ -34,7 +37,8 @@ class PCT(Randomized):
         super().begin()
         self._priorities = {}
         self._position = 0
-        places = self.random.sample(range(self.length), min(self.depth - 1, self.length))
+        length = self.length or self.random.choice(LENGTHS)
+        places = self.random.sample(range(length), min(self.depth - 1, length))
         # Initial priorities are above 0, and the later a change, the lower: nobody gets between two of them.
         self._changes = {place: -1.0 - number for number, place in enumerate(sorted(places))}
         return True
