@@ -224,12 +224,8 @@ class SimulatedSystem(LocalSystem):
 
     def num_waiting(self) -> int:
         """Messages that were sent and not taken."""
-        return self.network.num_on_the_way() + sum(sum(driver.cell.mailbox.depths()) for driver in self.drivers)
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether no message was sent that is not taken."""
-        return not (self.network.num_on_the_way() or any(driver.cell.mailbox.waits for driver in self.drivers))
+        boxes = [driver.cell.mailbox for driver in self.drivers]
+        return self.network.num_on_the_way() + sum(sum(box.depths()) for box in boxes if box.waits)
 
     def check_not_stuck(self) -> None:
         """At rest: raises Stuck if messages wait all the same."""

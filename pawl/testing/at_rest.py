@@ -29,6 +29,7 @@ from pawl.memory.tiers.keys import split_keys
 from pawl.testing.asked import check_asked, check_times
 from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
+from pawl.testing.counted import check_counted
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.pairs import check_pairs
 from pawl.testing.profiles import profile_at_rest
@@ -115,6 +116,8 @@ class EndChecks:
             check_times(self.run, client)
         self._check_answers()
         self._check_letters()
+        if not self.run.crashed:
+            self.check_counted()
         others = any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced)
         if others and not (self._weights_refused and self._weights_differ):
             raise PropertyFailed("weight_epochs", "a replica that was started again did not get the weights that serve")
@@ -122,6 +125,10 @@ class EndChecks:
             raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
         if not self.run.crashed & NARRATORS:
             self.run.judge_whole()
+
+    def check_counted(self) -> None:
+        """What is counted is what has happened."""
+        check_counted(self.run)
 
     @property
     def _weights_refused(self) -> bool:

@@ -198,7 +198,7 @@ class Cluster(Case):
             self.starter.stepped()
         for replica in self.replicas:
             replica.stepped()
-        if self.workload.shape.prefillers and not (self.closing or self.crashed) and self.system.is_quiet:
+        if self.workload.shape.prefillers and not (self.closing or self.crashed or self.system.num_waiting()):
             self.checks.check_pairs()
 
     def done(self) -> bool | None:
@@ -208,7 +208,7 @@ class Cluster(Case):
             return True
         if not self.closing and (self.desk.wants_stop or NAMES.gateway in self.crashed):
             self._stop()
-        if not self.closing and self.desk.at_rest and self.system.is_quiet and not self._at_work:
+        if not self.closing and self.desk.at_rest and not self.system.num_waiting() and not self._at_work:
             self.checks.check_rest()
             self._stop()
         return None

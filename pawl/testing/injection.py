@@ -128,9 +128,12 @@ class Tracer:
 
 
 class InjectedChecks(EndChecks):
-    """A request may be lost to the failure that was planted, and a prefill may take its lease."""
+    """A request may be lost to the failure that was planted, and a prefill may take its lease. What failed in the
+    middle may be counted or not."""
 
     def check_pairs(self) -> None: ...
+
+    def check_counted(self) -> None: ...
 
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
         if cause is not Cause.INTERNAL:

@@ -32,6 +32,8 @@ class UsageTold(Property):
         """request -> tokens that count as cached at the most: others were computed for it elsewhere"""
         self.retractions: Counter[int] = Counter()
         """Of each request."""
+        self.num_drafts = 0
+        """That were tried while their request was at work."""
         self.drafted: Counter[int] = Counter()
         self.accepted: Counter[int] = Counter()
         """Tokens of drafts that were tried while it was at work, and those of them that became output."""
@@ -77,8 +79,9 @@ class UsageTold(Property):
         if record.counts is not None:
             step, committed = history.step, history.committed
             for index in np.flatnonzero(committed.drew & step.chained).tolist():
-                request = int(step.requests[index])
-                self.drafted[request] += int(step.ends[index] - step.starts[index]) - 1
+                request, drafted = int(step.requests[index]), int(step.ends[index] - step.starts[index]) - 1
+                self.num_drafts += drafted > 0
+                self.drafted[request] += drafted
                 self.accepted[request] += int(committed.counts[index]) - 1
         return ()
 

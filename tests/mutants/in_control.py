@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pawl.actors.asks import Asks
+from pawl.actors.open_requests import OpenRequests
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.cell import SimulatedCell
@@ -182,5 +183,26 @@ CONTROL = (
             "self.events.append(Removed(eviction.pages))",
             "self.events.append(Removed(eviction.pages[:1]))",
         ),
+    ),
+    _mutant(
+        "lost_step_is_not_counted",
+        "observability_conservation",
+        "",
+        "A step that was lost is not among those that `/metrics` says were.",
+        Edit(Loop.failed, "self.counters.steps_lost += 1", "pass"),
+    ),
+    _mutant(
+        "prompts_are_counted_as_output",
+        "observability_conservation",
+        "",
+        "What `/metrics` calls output tokens of clients are tokens of their prompts.",
+        Edit(OpenRequests._measure, "+= done.usage.completion_tokens", "+= done.usage.prompt_tokens"),
+    ),
+    _mutant(
+        "ends_of_a_cause_are_counted_once",
+        "observability_conservation",
+        "",
+        "However many requests ended with a cause, one is counted.",
+        Edit(Requests.close, "counters.by_cause.get(cause, 0) + 1", "1"),
     ),
 )
