@@ -23,7 +23,7 @@ def check_counted(run: Cluster) -> None:
     """Each replica whose trace has an end, and the gateway, of an engine that has stopped. Raises PropertyFailed."""
     for replica in run.replicas:
         # Where time was made to fly past the end of a stop, the recorder has not heard the last words.
-        if not replica.lost and isinstance(replica.trace.records[-1], Closed):
+        if not replica.lost and any(isinstance(record, Closed) for record in reversed(replica.trace.records)):
             _compare(f"replica {replica.names.replica}", _by_the_loop(replica))
     _compare("the gateway", _by_the_gateway(run.desk))
 
