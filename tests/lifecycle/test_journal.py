@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -42,6 +43,15 @@ class Feed:
 
 INFO = RequestInfo(request=7, rid="r7", sampling=SamplingParameters(), namespace="salt", submitted=0.5)
 TOKENS = np.array([4, 5, 6], np.int32)
+
+
+def test_what_a_request_has_had_elsewhere_is_written_with_it() -> None:
+    records: list[Any] = []
+    moved = msgspec.structs.replace(INFO, num_cached=3, num_retractions=4, num_older=2)
+    Journal(records.append).submitted(2, moved, TOKENS, 9, 8.5, 1.5, TOKENS)
+    (record,) = records
+    assert (record.num_cached, record.num_retractions, record.num_older) == (3, 4, 2)
+    assert record.output is TOKENS
 
 
 def test_each_verb_writes_what_it_was_told_in_its_own_place() -> None:

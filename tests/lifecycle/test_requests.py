@@ -42,12 +42,25 @@ def test_a_row_that_is_used_again_carries_nothing_of_its_former_request(ended: s
     else:
         table.move(row, Event.SUBMIT)
         table.order[row], table.num_computed[row] = 4, 16
+        table.drafting[row] = 9, 8, 7, 6, 5
         table.append(np.array([row]), np.array([5], np.int32))
         table.close(row)
         table.free(row)
     for each in (table, fresh):
         assert each.open(info(2, max_new_tokens=3, stop_token_ids=(6,)), tokens(4), -1, INF) == row
     assert columns(table, row) == columns(fresh, row)
+
+
+def test_what_a_step_has_changed_that_could_not_be_committed_is_put_back() -> None:
+    table = RequestTable(3, 64)
+    rows = np.array([table.open(info(request), tokens(4), 0, INF) for request in (1, 2, 3)][1:])
+    before = [columns(table, row) for row in range(3)]
+    kept = table.state[rows], table.num_tokens[rows], table.drafting[rows]
+    table.move(1, Event.SUBMIT)
+    table.num_tokens[rows] += 1
+    table.drafting[rows] = 9, 8, 7, 6, 5
+    table.undo_rows(rows, *kept)
+    assert [columns(table, row) for row in range(3)] == before
 
 
 def test_a_row_says_what_was_asked_for() -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.records import StepCommitted
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo, RequestTable
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepBatch, StepResult
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.pacing import PACINGS
 from pawl.loops.requests import NOT_NUMBERS, NOT_OF_THE_GRAMMAR
 from tests.loops.driver import CELLS, Driver
@@ -283,3 +289,57 @@ def test_pages_of_requests_that_matter_least_leave_first_where_eviction_goes_by_
 
     assert cached("priority", 1) == 8
     assert cached("lru", 1) == 0
+
+
+def test_the_row_of_who_left_work_and_ended_is_free_once_no_step_in_flight_names_it() -> None:
+    driver = Driver(pacing="overlap")
+    request = driver.submit([1, 2, 3], 8)
+    driver.step()
+    row = driver.loop.table.row_of[request]
+    assert driver.launched, "a step is in flight"
+    driver.loop.requests.retract(row, Cause.MEMORY, driver.now)
+    driver.intake.abort(request, Cause.CLIENT, "", driver.now)
+    assert row not in driver.loop.table._free
+    driver.run()
+    assert row in driver.loop.table._free
+
+
+def test_a_first_token_is_told_of_the_time_when_it_came_whatever_follows() -> None:
+    driver = Driver(pacing="lockstep")
+    request = driver.submit([1, 2, 3], 4)
+    driver.step()
+    row = driver.loop.table.row_of[request]
+    first = driver.loop.table.info(row).first_token
+    assert first is not None
+    driver.step()
+    driver.loop.requests.retract(row, Cause.MEMORY, driver.now)
+    driver.run()
+    assert driver.ending_of[request].info.first_token == first
+
+
+def test_hits_of_a_lost_step_count_no_more_but_for_who_has_left() -> None:
+    table = RequestTable(2, 8)
+    infos = [RequestInfo(cached, "", SamplingParameters(), "", 0.0, num_cached=cached) for cached in (4, 7)]
+    rows = [table.open(info, np.array([1], np.int32), 0, 0.0) for info in infos]
+    lost: Any = ScheduledBatch._make([None] * len(ScheduledBatch._fields))
+    lost = lost._replace(rows=np.array(rows), attempts=table.attempt[rows], admitted=tuple(rows))
+    assert lost.first_hits(table) == 11
+    table.attempt[rows[1]] += 1
+    assert lost.first_hits(table) == 4
+
+
+def test_who_is_refused_a_token_in_the_middle_of_a_run_is_whose_run_it_is() -> None:
+    def refused(*marks: bool) -> list[int]:
+        drawn = np.zeros(len(marks), np.int32), None, (), None, np.array([2, 1], np.int32), np.array(marks)
+        return [row for row, _ in step.left_without_answer(StepResult(1, *drawn), table)]
+
+    table: Any = SimpleNamespace(attempt=np.zeros(6, np.int32))
+    step: Any = ScheduledBatch._make([None] * len(ScheduledBatch._fields))
+    batch = SimpleNamespace(samples=np.ones(2, np.bool_))
+    rows, attempts = np.array([4, 5]), np.zeros(2, np.int32)
+    step = step._replace(batch=batch, rows=rows, attempts=attempts, sampled_rows=rows, prefills=())
+    assert [refused(*marks) for marks in ((True, False, False), (False, True, False), (False, False, True))] == [
+        [4],
+        [4],
+        [5],
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from pawl.memory.arrays import Int32s
@@ -147,3 +148,36 @@ def test_a_memory_made_anew_keeps_what_a_writer_outside_the_steps_may_still_writ
     memory.withdraw(written)
     memory.check_all()
     assert memory.pages.free == 8
+
+
+def test_pages_that_anybody_outside_writes_stay_with_their_writers_when_memory_is_made_anew() -> None:
+    pool, _ = pool_of(6)
+    held = [pool.reserve(2), pool.reserve(1)]
+    written = [each for each in held if each is not None]
+    fresh, _ = pool_of(6)
+    fresh.follow(pool, written)
+    assert (fresh.quarantined, sorted(fresh.free_pages.tolist())) == (3, [3, 4, 5])
+    for each in written:
+        fresh.withdraw(each)
+    fresh.check_all()
+    assert fresh.free == 6
+
+
+def test_of_pages_that_came_those_that_the_cache_has_meanwhile_are_free() -> None:
+    memory = Memory(num_pages=8, num_slots=2, max_context=16, cache=RadixCache(2))
+    tokens = np.arange(1, 7, dtype=np.int32)
+    hold, came = memory.cache.match_and_hold(tokens[:0], ""), memory.reserve(3)
+    assert came is not None
+    transaction = memory.ledger.begin()
+    granted = memory.admit(transaction, tokens[:3], "", True)
+    assert granted is not None
+    assert memory.extend_slot(transaction, granted.slot, 3) is not None
+    memory.ledger.prepare(transaction)
+    memory.share_prefix(granted.slot, tokens[:2], "")
+    memory.ledger.commit(transaction)
+    hold = memory.publish(came, 3, tokens, "", hold)
+    assert hold.pages.tolist()[1:] == came.pages.tolist()[1:]
+    assert came.pages[0] in memory.pages.free_pages
+    memory.cache.release(hold, 0)
+    memory.release(granted.slot)
+    memory.check_all()

@@ -175,3 +175,12 @@ def test_a_key_that_was_freed_twice_would_be_noticed() -> None:
     pool._free.append(0)
     with pytest.raises(MemoryViolation, match="free"):
         pool.check_all()
+
+
+def test_a_place_in_host_memory_in_which_no_page_could_be_made_is_free_again() -> None:
+    pool = HostPool(1, 8)
+    place = pool.take()
+    assert place is not None
+    pool.settle(place, None)
+    pool.check_all()
+    assert pool.take() == place

@@ -212,6 +212,21 @@ def test_a_window_page_of_a_request_that_left_waits_for_the_step_in_flight() -> 
     memory.check_all()
 
 
+def test_a_window_page_that_the_cache_has_is_not_taken_again_while_a_step_of_who_left_may_read_it() -> None:
+    memory, windows = hybrid(num_window_pages=4)
+    slot = serve(memory, 1, 2)
+    transaction = memory.ledger.begin()
+    assert memory.extend_slot(transaction, slot, 3 * PAGE) is not None
+    memory.ledger.prepare(transaction)
+    memory.release(slot)
+    free = windows.pool.free
+    assert not windows.make_room(4)
+    assert (windows.pool.free, windows.pool.deferred) == (free, 4 - free)
+    memory.ledger.commit(transaction)
+    assert windows.pool.free == 4
+    memory.check_all()
+
+
 def test_pages_are_taken_from_both_pools_or_from_none() -> None:
     memory, windows = hybrid(num_window_pages=4, cache="none")
     slot = serve(memory, 1, 2)

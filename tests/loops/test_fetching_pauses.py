@@ -1,0 +1,32 @@
+"""When nothing is fetched for a while: tiers that were late, to more than one request, are to catch up first."""
+
+from __future__ import annotations
+
+from pawl.gpu.ghost.oracle import expected
+from tests.loops.test_fetching import PROMPT, TierDriver
+
+OTHERS = [[start, *PROMPT] for start in range(3)]
+"""Prompts that share no page."""
+
+
+def test_who_answers_late_is_waited_for_though_another_has_answered() -> None:
+    driver = TierDriver(num_pages=128)
+    for prompt in OTHERS:
+        driver.know(prompt)
+    late = [driver.submit(prompt, 2) for prompt in OTHERS[:2]]
+    assert not driver.step()
+    first, second = driver.fetches
+    for order in (first, second):
+        driver.tiers.fetching.expired(order.ticket, driver.now)
+    driver.tiers.fetching.filled(first.ticket, 0, driver.now)
+    alone = driver.submit(OTHERS[2], 2)
+    driver.run()
+    assert len(driver.fetches) == 2
+    driver.tiers.fetching.filled(second.ticket, 0, driver.now)
+    driver.loop.flush(driver.now)
+    driver.know(OTHERS[2])
+    driver.submit(OTHERS[2], 2)
+    driver.step()
+    assert len(driver.fetches) == 3
+    for request, prompt in zip([*late, alone], OTHERS, strict=True):
+        assert driver.output_of[request] == expected(prompt, 2)
