@@ -26,6 +26,7 @@ from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
+from pawl.memory.violation import MemoryViolation
 from pawl.testing.asked import check_asked, check_times
 from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
@@ -100,6 +101,10 @@ class EndChecks:
                 gone = [key for key in split_keys(companion.index.snapshot()) if key not in storage.store]
                 if gone:
                     yield f"{len(gone)} pages are known below the device, and are not there"
+                try:
+                    storage.store.host.check_all()
+                except MemoryViolation as broken:
+                    yield f"host memory: {broken}"
                 if storage.era != companion.era:
                     yield f"the storage has heard of {storage.era} flushes, and {companion.era} were made"
 

@@ -9,6 +9,7 @@ from pawl.actors.tiers.hand_over_client import HandOverClient
 from pawl.loops.admission import Admission
 from pawl.loops.handing_over import HandingOver
 from pawl.loops.remote_prefill import RemotePrefill
+from pawl.memory.tiers.host import HostPool
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -27,6 +28,13 @@ HAND_OVER = (
             "self._hand(job, tuple(keys), checksums(keys, ",
             "self._hand(job, tuple(keys[::-1]), checksums(keys[::-1], ",
         ),
+    ),
+    _mutant(
+        "place_of_a_damaged_page_is_lost",
+        "observability_conservation",
+        "",
+        "A place in host memory is never free again, where a page of another replica was to be made that came damaged.",
+        Edit(HostPool.settle, "self._free.append(row)", "pass"),
     ),
     _mutant(
         "row_stays_decided",
