@@ -224,6 +224,14 @@ class KvStore:
         del self.full, self.window
         self._make(num_pages, num_window_pages)
 
+    def reached(self, pages: Int32s, window_pages: Int32s | None = None) -> None:
+        """These are in use from now on. On the host, memory for those that follow is had beside the steps (see
+        `pawl.gpu.populate`); bytes do not change."""
+        if len(pages):
+            self.full.reached(int(pages.max()))
+        if self.window is not None and window_pages is not None and len(window_pages):
+            self.window.reached(int(window_pages.max()))
+
     def release(self) -> None:
         """Give the memory of all pages back to the system; what they held is gone. The store is not to be used before
         `resume`. Views of it stay right: on the CPU addresses stay, on a device they come anew. Raises OSError."""

@@ -198,6 +198,7 @@ class Runner(Occupancy):
         self.page_table[batch.page_slots, batch.page_indices] = batch.pages
         if self.window_table is not None and batch.window_pages is not None:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
+        self.kv.reached(batch.pages, batch.window_pages)
         self._changes.add(batch)
         for part in self._of_slots:
             part.admit(batch.admitted)

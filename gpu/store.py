@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pawl.gpu.devices import release_pages
 from pawl.gpu.dtypes import torch_dtype
+from pawl.gpu.populate import ahead_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,8 @@ class Store:
         # Memory of the system's, which it maps page by page as it is first written: a large store costs what is used.
         self.memory = np.zeros(self.nbytes if self.on_host else 0, np.uint8)
         """uint8 [nbytes], where it is on the host."""
+        self._ahead = ahead_of(self.by_page) if self.on_host else None
+        self.reached(0)  # while the rest of a server starts
         self._tensor: Tensor | None = None
         if not self.on_host:
             _ = self.tensor  # a device has its memory from the beginning
@@ -56,8 +59,15 @@ class Store:
         """Bytes of one page over all layers."""
         return self.nbytes // self.shape[2]
 
+    def reached(self, page: int) -> None:
+        """See `KvStore.reached`."""
+        if self._ahead is not None:
+            self._ahead.reached(page)
+
     def release(self) -> None:
         """See `KvStore.release`."""
+        if self._ahead is not None:
+            self._ahead.close()
         if self.on_host:
             release_pages(self.memory)
         else:
@@ -65,6 +75,8 @@ class Store:
 
     def resume(self) -> None:
         """See `KvStore.resume`."""
+        if self._ahead is not None:
+            self._ahead.open()
         if not self.on_host:
             self.tensor.untyped_storage().resize_(self.nbytes)
             self.tensor.zero_()
