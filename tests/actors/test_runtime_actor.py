@@ -143,6 +143,20 @@ def test_steps_that_a_failed_worker_had_launched_are_lost_and_those_after_them_u
     assert spared(worker, Execute(batch), context) == [], "nobody waits for it any more"
 
 
+def test_a_worker_answers_no_step_that_it_had_launched_before_it_was_reset() -> None:
+    bench = Bench(pacing="lockstep")
+    bench.tell(bench.submit(1, [1, 2, 3]))
+    (batch,) = (sent.message.batch for sent in bench.context.take_sent() if isinstance(sent.message, Execute))
+    runner = Ghost.for_shape(bench.scheduler.config)
+    runner.depth = 1
+    worker = Worker(runner)
+    context = ManualContext(worker, NAMES.worker)
+    worker.receive(Execute(batch))
+    worker.receive(ResetWorker(batch.step + 1))
+    worker.settled()
+    assert context.take_sent() == []
+
+
 # ---- the stager ----
 
 
