@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from pawl.actors import fields
 from pawl.http.errors import Problem
 from pawl.http.guard import RAW
-from pawl.http.turnstile import turn_of
+from pawl.http.turnstile import Turnstile, turn_of
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -22,6 +23,8 @@ MAX_CONTAINERS = 20_000
 """Lists and objects, which take longer still."""
 MAX_LONG_NUMBERS = 1_000
 """Pieces of 20 digits in numbers: a number with more digits than a float can hold takes as long as a hundred others."""
+MAX_PIECE = 64 << 10
+"""Bytes that are counted in one turn."""
 UNFINISHED_BODIES = 4
 """Bodies of the largest size that may be under way at a time, together."""
 
@@ -103,7 +106,7 @@ async def read_body(request: Request, limit: int, budget: BodyBudget, *, json: b
             if refusal is None:
                 budget.take(len(chunk))
                 body += chunk
-                refusal = meter.take(chunk) if json else None
+                refusal = await _metered(meter, chunk, request.scope, num_bytes > MAX_PIECE) if json else None
             # Else the rest is read all the same: to a client that still sends, a closed connection says nothing.
         if refusal is not None:
             raise refusal
@@ -111,6 +114,19 @@ async def read_body(request: Request, limit: int, budget: BodyBudget, *, json: b
         return body
     finally:
         budget.give_back(len(body))
+
+
+async def _metered(meter: BodyMeter, chunk: bytes, scope: MutableMapping[str, Any], large: bool) -> Problem | None:
+    """Why the body is refused. The pieces of a large one take turns with what others do, and rest."""
+    turnstile: Turnstile = scope["turnstile"]
+    for begin in range(0, len(chunk), MAX_PIECE):
+        await turn_of(scope)
+        before = turnstile.worked()
+        if refusal := meter.take(chunk[begin : begin + MAX_PIECE]):
+            return refusal
+        if large:
+            await turnstile.rest(turnstile.worked() - before)
+    return None
 
 
 def decode_fields(data: bytes | bytearray, query: dict[str, Any], kind: type[Body]) -> Body:

@@ -221,7 +221,8 @@ class ReplyStream(Reply):
                 await send({"type": "http.response.body", "body": events, "more_body": not last})
             if last:
                 return
-            arrivals = await group.arrivals()
+            with self._scope["turnstile"].waiting_for_tokens():
+                arrivals = await group.arrivals()
             failure = self._failure(group, arrivals, begun=True)
 
     def _events(self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:

@@ -1,14 +1,17 @@
-"""What new requests and whole replies cost, a few pieces each time round the event loop.
+"""What new requests, large bodies and whole replies cost, a few pieces each time round the event loop.
 
 After them the loop looks at its sockets and at what other threads have told it: a token of a stream waits for a few
-pieces of other people's work, however many have come at once.
+pieces of other people's work, however many have come at once. And while tokens are waited for, all large bodies
+together have half of the loop's time: after each of their pieces they rest as long as it took.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,12 +19,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 PIECES = 8
 """Each time round. A piece takes a tenth to a third of a millisecond; with one at a time, requests that come together
 would be passed on in smaller groups, and share fewer steps."""
+SHORTEST_REST_S = 0.001
+"""What is less is rested later, together with more: timers know milliseconds."""
 
 
 class Turnstile:
     """Of one event loop. First come, first served."""
 
-    def __init__(self) -> None:
+    def __init__(self, worked: Callable[[], float] = time.thread_time) -> None:
+        """`worked`: how long this thread has computed, in seconds; waiting for a processor is no work."""
+        self.worked = worked
+        self.num_streams = 0
+        """Streams whose next token is waited for."""
+        self._rested = 0.0
+        """When all large pieces that were done have been rested for, as the event loop tells time."""
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._round = 1
         self._left = PIECES
@@ -44,6 +55,23 @@ class Turnstile:
             self._counting = True
             loop.call_soon(self._next)
         return self._round
+
+    @contextlib.contextmanager
+    def waiting_for_tokens(self) -> Iterator[None]:
+        """While somebody does."""
+        self.num_streams += 1
+        try:
+            yield
+        finally:
+            self.num_streams -= 1
+
+    async def rest(self, took: float) -> None:
+        """After a piece of a large body that took so many seconds: where tokens are waited for, wait until all such
+        pieces have been rested for."""
+        now = asyncio.get_running_loop().time()
+        self._rested = max(self._rested, now) + took
+        if self.num_streams and self._rested - now >= SHORTEST_REST_S:
+            await asyncio.sleep(self._rested - now)
 
     def _next(self) -> None:
         self._round += 1
@@ -71,6 +99,6 @@ class InTurns:
         await self._app(scope, receive, send)
 
 
-async def turn_of(scope: Mapping[str, Any]) -> None:
+async def turn_of(scope: MutableMapping[str, Any]) -> None:
     """Wait until a request whose work goes on may do a piece of it: at once where it has waited for nothing since."""
-    await scope["turnstile"].turn(scope["turn"])
+    scope["turn"] = await scope["turnstile"].turn(scope["turn"])
