@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 
 from pawl.actors.text.byte_table import ByteTable, build_byte_table
 from pawl.actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
-from pawl.gpu.weights.strangers import one_line, read_object, reading
+from pawl.gpu.weights.strangers import content_of, one_line, read_object, reading
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
 """Names of tokens that end a turn. A model's files may name one end token only; a chat template that writes another of
@@ -28,6 +28,8 @@ ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 WORD_BYTES = 4096
 """Of a word that is one unknown token, and the white space around it."""
 MOST_TOKENS = 1 << 24
+MOST_TEMPLATE_BYTES = 1 << 20
+"""Of one chat template: the longest there are have a twentieth of it."""
 """Ids that tables are made for: a file may name any number."""
 
 
@@ -64,6 +66,8 @@ class Vocabulary:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.chat_templates = dict(chat_templates or {})
+        if any(len(text) > MOST_TEMPLATE_BYTES for text in self.chat_templates.values()):
+            raise UnsupportedVocabulary(f"a chat template has more than {MOST_TEMPLATE_BYTES >> 20} MiB")
         """By name; the one a request gets unless it brings tools is `default`."""
 
     @classmethod
@@ -260,7 +264,7 @@ def _folder_templates(folder: Path, configured: Any) -> dict[str, str]:
         if not all(isinstance(text, str) for named in templates.items() for text in named):
             raise UnsupportedVocabulary("a chat template in tokenizer_config.json is no text")
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[file.stem] = file.read_text(encoding="utf-8")
-    if (folder / "chat_template.jinja").is_file():
-        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        templates[file.stem] = content_of(file, UnsupportedVocabulary, MOST_TEMPLATE_BYTES).decode("utf-8")
+    if (file := folder / "chat_template.jinja").is_file():
+        templates["default"] = content_of(file, UnsupportedVocabulary, MOST_TEMPLATE_BYTES).decode("utf-8")
     return templates

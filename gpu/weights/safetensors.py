@@ -98,7 +98,7 @@ def weight_files(folder: Path) -> list[Path]:
         if absent:
             raise refusal(f"shards are missing: {', '.join(absent[:MOST_NAMED])}")
         return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if files:
         return files
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)

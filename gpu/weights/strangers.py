@@ -7,6 +7,7 @@ are bounded where they are read (`pawl.gpu.models.facts`), for an error in time 
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,11 +62,20 @@ def read_list(path: Path, refusal: Callable[[str], Exception]) -> list[Any]:
     return values
 
 
-def _read_json(path: Path, refusal: Callable[[str], Exception]) -> Any:
+def content_of(path: Path, refusal: Callable[[str], Exception], most: int = MOST_JSON_BYTES) -> bytes:
+    """The bytes of a file. Raises OSError, or `refusal(reason)` for what has more than `most`, or is no file: who opens
+    a pipe waits for somebody to write."""
+    if os.path.lexists(path) and not path.is_file():
+        raise refusal(f"{path.name} is not a file that can be read")
     with path.open("rb") as file:
-        content = file.read(MOST_JSON_BYTES + 1)
-    if len(content) > MOST_JSON_BYTES:
-        raise refusal(f"{path.name} has more than {MOST_JSON_BYTES >> 20} MiB")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise refusal(f"{path.name} has more than {most >> 20} MiB")
+    return content
+
+
+def _read_json(path: Path, refusal: Callable[[str], Exception]) -> Any:
+    content = content_of(path, refusal)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

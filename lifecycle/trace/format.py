@@ -55,4 +55,4 @@ def run_number(folder: Path) -> int:
 
 def trace_files(run: Path) -> list[Path]:
     """The files of a run in their order."""
-    return sorted(run.glob("trace-*.pawl"))
+    return sorted(file for file in run.glob("trace-*.pawl") if file.is_file())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
 import shutil
 from datetime import UTC, datetime
@@ -161,3 +162,25 @@ def test_an_index_that_is_none_is_told_in_one_line(content: str, whole: list[Pat
     with pytest.raises(FolderError) as refused:
         resolve_source(str(folder))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "additional_chat_templates/x.jinja"])
+def test_nobody_waits_at_a_pipe_among_the_files(name: str, whole: list[Path], tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    shutil.copytree(whole[0], target)
+    (target / "additional_chat_templates").mkdir()
+    (target / name).unlink(missing_ok=True)
+    os.mkfifo(target / name)
+    error = why_not(target)
+    assert error is not None
+    assert exit_status(error) == EXIT_FAILED
+    assert "not a file" in str(error) or "no *.safetensors" in str(error)
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_template_of_megabytes_is_not_read(where: str, whole: list[Path], tmp_path: Path) -> None:
+    target, text = tmp_path / "model", "a" * (1 << 21)
+    shutil.copytree(whole[0], target)
+    (target / where).write_text(text if where.endswith(".jinja") else json.dumps({"chat_template": text}))
+    with pytest.raises(UnsupportedVocabulary, match="more than 1 MiB"):
+        load(target)

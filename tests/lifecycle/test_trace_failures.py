@@ -69,3 +69,11 @@ def test_who_cannot_make_room_or_close_a_file_writes_on(tmp_path: Path, monkeypa
     writer.close()
     records, damage = read(writer.path)
     assert (records[-2:], damage, writer.num_lost_total) == ([told, Digest(1, 1)], [], 0)
+
+
+def test_nobody_waits_at_a_pipe_among_the_files_of_a_trace(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path, PLENTY)
+    writer.append(Digest(1, 1))
+    writer.close()
+    os.mkfifo(writer.path / "trace-000001.pawl")
+    assert read(tmp_path) == ([Digest(1, 1)], [])

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from benchmarks.attack_shots import BIG, LEAVES
-from benchmarks.fuzz import changed, damaged
+from benchmarks.fuzz_bodies import changed, damaged
 from pawl.actors.simulation.exploration import silence
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.template import ChatTemplate
