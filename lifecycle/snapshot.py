@@ -60,6 +60,8 @@ def restore(table: RequestTable, plain: Plain) -> None:
         table.num_tokens[row] = len(known)
         table.describe(row, info, int(table.num_prompt[row]))
         table.row_of[info.request] = row
+    if len(table.row_of) != len(rows):
+        raise ValueError("a checkpoint has two live requests of one number")
     table._free = list(plain["free"])
 
 

@@ -161,8 +161,6 @@ class History(Dispatch):
             self._submitted(arrival)
             self._has_output(arrival.row, table.output(arrival.row))
         self.weights.begin(beginning)
-        if len(self.open) != len(beginning.rows):
-            raise Malformed("a checkpoint has two live requests of one number")
         self.cache.advance(Cached(beginning.cached))
         if any(self.cache.faults):
             raise Malformed(f"a checkpoint's cache contradicts itself: {self.cache.faults}")

@@ -34,6 +34,21 @@ def replanned(step: int, *segments: Segment) -> list[Record]:
     return records
 
 
+def moved(label: str, to: str) -> list[Record]:
+    """The request that was submitted there comes before that."""
+    at, to_at = STORY.labels[label], STORY.labels[to]
+    records = list(STORY.records)
+    arrival = records[at : at + 2]
+    return [*records[:to_at], *arrival, *records[to_at:at], *records[at + 2 :]]
+
+
+def back_before_the_loss() -> list[Record]:
+    """What the third request was admitted to is lost after something has taken it back to the queue."""
+    records, at = list(STORY.records), STORY.labels["rollback 6"]
+    back = records[STORY.labels["retract 3"]]
+    return [*records[:at], msgspec.structs.replace(back, source=State.PREFILLING, event=Event.FETCHED), *records[at:]]
+
+
 class Canary(NamedTuple):
     """A planted violation."""
 
@@ -50,6 +65,24 @@ CANARIES: dict[str, Canary] = {
     ),
     "an edge that the table lacks": Canary(
         "legal_lifecycle", changed(STORY, "admit 1", event=Event.FETCHED), "FETCHED.* is not allowed in QUEUED", 1
+    ),
+    "a row that is given away while a step names it": Canary(
+        "legal_lifecycle", moved("submitted 3", "plan 4"), "row 1 was given away while step 3", 2
+    ),
+    "a request that is back before its admission is undone": Canary(
+        "legal_lifecycle", back_before_the_loss(), "FETCHED.* is not allowed in PREFILLING", 3
+    ),
+    "an engine without pages": Canary(WELL_FORMED, changed(STORY, "started", num_pages=0), "an engine of 0 pages"),
+    "pages of no tokens": Canary(WELL_FORMED, changed(STORY, "started", page_size=0), "pages of 0 tokens"),
+    "a row that no engine has": Canary(WELL_FORMED, changed(STORY, "submitted 1", row=-1), "request 1 has row -1", 1),
+    "page columns of two lengths": Canary(
+        WELL_FORMED, changed(STORY, "plan 1", page_slots=np.zeros(0, np.int32)), "page columns of step 1 differ"
+    ),
+    "tokens counted where none are drawn": Canary(
+        WELL_FORMED, changed(STORY, "commit 1", counts=np.ones(1, np.int32)), "step 1 draws for .., and counts .1."
+    ),
+    "tokens counted for other segments": Canary(
+        WELL_FORMED, changed(STORY, "commit 2", counts=np.ones(3, np.int32)), "step 2 draws for .0 1., and counts"
     ),
     "a cause that the edge does not admit": Canary(
         "legal_lifecycle", changed(STORY, "finish 1", cause=Cause.CLIENT), r"FINISH\(client\) is not allowed", 1

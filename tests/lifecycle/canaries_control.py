@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pawl.lifecycle.records import Delivered, Flushed, Record, Started, Submitted
-from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import STORY, Canary
 from tests.lifecycle.canaries_shared import planted
 from tests.lifecycle.story import PAGE_SIZE, Segment, Story, changed, token
@@ -48,6 +48,13 @@ def as_turn(
                 records.append(Delivered("begin_turn", fields, 0, 0.0))
         records.append(record)
     return records
+
+
+def refused(records: Sequence[Record]) -> list[Record]:
+    """The last request is refused as soon as it is there."""
+    at, taken = max((at, each) for at, each in enumerate(records) if getattr(each, "event", None) == Event.SUBMIT)
+    refusal = {"event": Event.ABORT, "target": State.ABORTED, "cause": Cause.INVALID, "num_output": 0}
+    return [*records[:at], msgspec.structs.replace(taken, **refusal)]
 
 
 def beside(*, alone: bool, prompts: int, waiting: int = 0, max_step_s: float = 1.1) -> list[Record]:
@@ -135,6 +142,9 @@ CONTROL_CANARIES: dict[str, Canary] = {
     ),
     "a turn of a session that is closed": Canary(
         "session_atomicity", as_turn(closed=True, tokens=list(range(9))), "its session is not open", 3
+    ),
+    "a turn that is refused for nothing": Canary(
+        "session_atomicity", refused(as_turn(tokens=list(range(9)))), "could have been one", 3
     ),
     "a session that holds more than it may": Canary(
         "session_atomicity", as_turn(capacity=5, tokens=list(range(9))), "its session has no room for it", 3

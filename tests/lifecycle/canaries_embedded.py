@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.columns import Embedded
-from pawl.lifecycle.records import PageCounts, StepCommitted, Submitted
+from pawl.lifecycle.records import PageCounts, Record, StepCommitted, Submitted
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import DIGEST_BYTES
 from tests.lifecycle.canaries import Canary
@@ -56,10 +56,24 @@ def _commit(
     story.add(StepCommitted(step, story.now(), *columns, embedded=embedded), f"commit {step}")
 
 
+def _with_a_token() -> list[Record]:
+    records = changed(STORY, "plan 2", samples=np.ones(1, np.bool_))
+    drawn = {"events": np.array([Event.FIRST_TOKEN], np.uint8), "tokens": np.array([9], np.int32)}
+    at = STORY.labels["commit 2"]
+    records[at] = msgspec.structs.replace(records[at], **drawn)
+    return records
+
+
 STORY = embeddings()
 EMBEDDED_CANARIES: dict[str, Canary] = {
     "a vector for one who wants a token": Canary(
         "embedded_once", changed(STORY, "commit 3", embedded=vectors((1, D), (2, D))), "nobody wants one"
+    ),
+    "a token drawn for one who wants a vector": Canary(
+        "embedded_once",
+        _with_a_token(),
+        "a token for a request that wants a vector",
+        1,
     ),
     "no vector": Canary("embedded_once", changed(STORY, "commit 2", embedded=None), "its vector is not recorded", 1),
     "a vector twice": Canary(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.lifecycle import properties
 from pawl.lifecycle.columns import int32s
 from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WEIGHTS
@@ -27,6 +31,7 @@ from pawl.lifecycle.properties.weight_groups import WeightGroups
 from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
+    Checkpoint,
     Idled,
     Record,
     StepPlanned,
@@ -47,6 +52,7 @@ from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, brought_in_plac
 from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins, without_runner
 from tests.lifecycle.canaries_turns import TURNS_CANARIES
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
+from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
 ALL = (
@@ -333,6 +339,76 @@ def test_every_property_has_a_canary_and_a_name_of_its_own() -> None:
     names = [make().name for make in PROPERTIES]
     assert len(set(names)) == len(names)
     assert {canary.property for canary in ALL.values()} == {*names, WELL_FORMED}
+
+
+ELSEWHERE = {
+    "grammar.py": "tests/lifecycle/test_properties_grammar.py",
+    "outputs.py": "tests/loops/test_properties_outputs.py",
+}
+"""What needs an oracle, and where it is tried with one."""
+
+
+def of_checkpoint(**changes: Callable[[Any], Any]) -> list[Record]:
+    """What follows a checkpoint in which some of what it says is other than it was."""
+    records = cut(STORY.records, next(at for at in moments(STORY.records) if at > STORY.labels["cached 0"]))
+    assert isinstance(records[0], Checkpoint)
+    assert records[0].state is not None
+    plain = msgspec.msgpack.decode(records[0].state)
+    for name, change in changes.items():
+        plain[name] = change(plain[name])
+    return [msgspec.structs.replace(records[0], state=msgspec.msgpack.encode(plain)), *records[1:]]
+
+
+def with_one_number(table: dict[str, Any]) -> dict[str, Any]:
+    infos = [info | {"request": 1} for info in msgspec.msgpack.decode(table["infos"])]
+    return table | {"infos": msgspec.msgpack.encode(infos)}
+
+
+def with_one_page_twice(memory: dict[str, Any]) -> dict[str, Any]:
+    pages = np.zeros(1, np.int32).tobytes()
+    nodes = [[None, b"", pages], [None, b"", pages]]
+    return memory | {"cache": {"trees": [["", 0, nodes]]}}
+
+
+def with_more_than_at_the_start(limits: dict[str, Any]) -> dict[str, Any]:
+    return limits | {"now": limits["now"] | {"max_running": 99}}
+
+
+CHECKPOINTS = {
+    "two live requests of one number": of_checkpoint(table=with_one_number),
+    "cache contradicts itself": of_checkpoint(memory=with_one_page_twice),
+    "max_running": of_checkpoint(limits=with_more_than_at_the_start),
+}
+
+
+@pytest.mark.parametrize("words", CHECKPOINTS)
+def test_a_checkpoint_that_cannot_be_one_is_reported(words: str) -> None:
+    assert any(words in violation.explanation for violation in judged(CHECKPOINTS[words]).violations)
+
+
+def test_every_sentence_that_a_property_has_is_said_for_a_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: set[tuple[str, int]] = set()
+
+    def noting(make: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **keywords: Any) -> Any:
+            caller = sys._getframe(1)
+            said.add((Path(caller.f_code.co_filename).name, caller.f_lineno))
+            return make(*arguments, **keywords)
+
+        return noted
+
+    monkeypatch.setattr(Property, "violation", noting(Property.violation))
+    monkeypatch.setattr(Malformed, "__init__", noting(Malformed.__init__))
+    for records in (*(canary.records for canary in ALL.values()), *CHECKPOINTS.values()):
+        judged(records)
+    unsaid = []
+    for path in sorted(Path(properties.__path__[0]).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("violation", "Malformed"):
+                lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+                if path.name not in ELSEWHERE and not any((path.name, line) in said for line in lines):
+                    unsaid.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+    assert unsaid == []
 
 
 def test_a_violation_names_the_record_that_shows_it() -> None:
