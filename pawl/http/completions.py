@@ -18,7 +18,7 @@ from pawl.http.errors import Problem
 from pawl.http.grammar import grammar_of
 from pawl.http.info import Tokenization
 from pawl.http.openai import CLIENT_NAMES, base_submit, check_common, choices_of, most_rivals
-from pawl.http.rendering import Frame, OpenAiRenderer, encode, finite, prompt_scores
+from pawl.http.rendering import LOWEST_LOGPROB, Frame, OpenAiRenderer, encode, finite, prompt_scores
 from pawl.http.schemas import CompletionBody, unsupported
 
 DEFAULT_MAX_TOKENS = 16
@@ -165,6 +165,8 @@ class CompletionRenderer(OpenAiRenderer):
         self._tokenization = tokenization
         self._hides_special = hides_special
         self._offsets: dict[int, _Offsets] = {}
+        self._byte_names: dict[int, str] = {}
+        """Token -> what it is called where it is a part of a character."""
 
     def opening(self, index: int, delta: Delta) -> str:
         return self._echoes[index]() if self._echoes else ""
@@ -211,15 +213,23 @@ class CompletionRenderer(OpenAiRenderer):
         """A token's text or, for a part of a character, its bytes, as OpenAI's API writes them."""
         if "\ufffd" not in text or self.frame.names_ids:
             return super().name(token, text)
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._tokenization.token_bytes(token))
+        name = self._byte_names.get(token)
+        if name is None:
+            data = self._tokenization.token_bytes(token)
+            name = self._byte_names[token] = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return name
 
     def _rivals(self, entry: TokenLogprob) -> dict[str, float | None] | None:
-        """Token to score, the chosen token's own included. Of rivals that look the same the likelier one stays."""
+        """Token to score, the chosen token's own included. Of rivals that look the same the likelier one stays.
+        There may be hundreds of thousands in a reply: keep it short."""
         if entry.logprob is None:
             return None
+        by_id = self.frame.names_ids
         rivals: dict[str, float | None] = {}
         for token, logprob, text in entry.top[: self._top_logprobs]:
-            rivals.setdefault(self.name(token, text), finite(logprob))
+            name = self.name(token, text) if by_id or "\ufffd" in text else text
+            if name not in rivals:
+                rivals[name] = logprob if logprob > LOWEST_LOGPROB else finite(logprob)
         rivals[self.name(entry.token, entry.text)] = finite(entry.logprob)
         return rivals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import httpx
@@ -38,6 +39,34 @@ def test_candidates_are_compared_by_their_mean_score() -> None:
     renderer = CompletionRenderer(frame, top_logprobs=None, echoes=(), tokenization=Bytes(), hides_special=True)
     deltas = [delta(-3.0, -0.5), delta(-1.0), delta(-0.5, -0.6), delta(), delta(-9.0), delta(-8.0)]
     assert renderer.chosen(deltas) == [2, 1, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("names_ids", "own", "rivals"),
+    [
+        (False, ["a", "bytes:\\xc3", "bytes:\\xc3"], ["bytes:\\xc3", "bytes:\\xe2", "b"]),
+        (True, ["token_id:97", "token_id:195", "token_id:195"], ["token_id:195", "token_id:226", "token_id:98"]),
+    ],
+)
+def test_scores_name_parts_of_characters_and_have_no_infinities(
+    names_ids: bool, own: list[str], rivals: list[str]
+) -> None:
+    top = ((0xC3, -math.inf, "\ufffd"), (0xE2, -0.5, "\ufffd"), (98, -1.0, "b"), (98, -2.0, "b"), (99, -3.0, "c"))
+    entries = (
+        TokenLogprob(97, None, "a"),
+        TokenLogprob(0xC3, -math.inf, "\ufffd", top),
+        TokenLogprob(0xC3, -20_000.0, "\ufffd", top[:1]),
+    )
+    frame = Frame(INFO, "id", 0, n=1, candidates=1, names_ids=names_ids)
+    renderer = CompletionRenderer(frame, top_logprobs=4, echoes=(), tokenization=Bytes(), hides_special=True)
+    scores = renderer.scores(0, Delta("", logprobs=entries))
+    assert scores is not None
+    assert (scores["tokens"], scores["token_logprobs"]) == (own, [None, -9999.0, -9999.0])
+    assert scores["top_logprobs"] == [
+        None,
+        dict(zip(rivals, [-9999.0, -0.5, -1.0], strict=True)),
+        {rivals[0]: -9999.0},
+    ]
 
 
 def test_token_ids_of_prompt_and_output_can_be_had(client: httpx.Client) -> None:
