@@ -9,19 +9,24 @@ stop half-way for newcomers, retractions are rare, and the oldest request always
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from pawl.lifecycle.limits import Limits
 from pawl.loops.adapters import Adapters
 from pawl.loops.batch import BatchBuilder, PrefillSegment
-from pawl.loops.policy import Policy, PolicyFailed
+from pawl.loops.policy import HighestPriority, Policy, PolicyFailed
 from pawl.loops.queues import Queues
 from pawl.memory.partners import NO_PAGE
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step because a running request is computing their prefix right now."""
+
+
+Left: TypeAlias = tuple[int, int]
+"""Tokens of a prompt that are not computed, behind the priority of its request where admission is by that. Less goes
+first."""
 
 
 class PrefixKey(NamedTuple):
@@ -54,29 +59,40 @@ class Admission:
         self.share_prefixes = share_prefixes
         """Whether what one request computes can serve another: then it is worth waiting for."""
 
-    def admit(self, builder: BatchBuilder, budget: int) -> None:
-        """Admit requests whose chunks fit `budget` prompt tokens."""
+    def left_of(self, row: int) -> Left:
+        """What is left of a prompt that has begun."""
+        return self._left(row, int(self.queues.memory.page_table.length[self.queues.table.slot[row]]))
+
+    def _left(self, row: int, num_computed: int) -> Left:
+        table = self.queues.table
+        urgency = int(table.priority[row]) if self.policy.name == HighestPriority.name else 0
+        return -urgency, int(table.num_tokens[row]) - num_computed
+
+    def admit(self, builder: BatchBuilder, budget: int, before: Left | None = None) -> int:
+        """Admit requests whose chunks fit `budget` prompt tokens, up to the first that has not less left than `before`
+        where that is given; what is left of `budget`."""
         queues = self.queues
         if not queues.num_waiting or budget <= 0 or self._full():
-            return
+            return budget
         self._renew_promises()
         computing = self._computing()
         passed_over = 0
         for row in self._candidates():
             savepoint, builder.trying = builder.transaction.savepoint(), row
-            outcome = self._try(builder, row, budget, computing)
+            outcome = self._try(builder, row, budget, computing, before)
             if outcome is None:
                 builder.transaction.rollback(savepoint)
-                return
+                break
             if outcome == 0:
                 builder.transaction.rollback(savepoint)
                 passed_over += 1
                 if passed_over == MAX_PASSED_OVER:
-                    return
+                    break
                 continue
             budget -= outcome
             if budget <= 0 or self._full():
-                return
+                break
+        return budget
 
     def _full(self) -> bool:
         """Nobody else may run now."""
@@ -94,9 +110,11 @@ class Admission:
                 raise PolicyFailed(self.policy.name, waiting) from error
             yield from ordered
 
-    def _try(self, builder: BatchBuilder, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
-        """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now. The page that
-        an admitted row computes next is added to `computing`.
+    def _try(
+        self, builder: BatchBuilder, row: int, budget: int, computing: set[PrefixKey], before: Left | None
+    ) -> int | None:
+        """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit, or begin, now. The
+        page that an admitted row computes next is added to `computing`.
 
         Everything taken is in the transaction; the caller rolls back what did not end in an admission.
         """
@@ -115,6 +133,8 @@ class Admission:
         page = self._page_after(row, granted.slot, granted.num_cached) if self.share_prefixes else None
         if page in computing and not info.sampling.needs_whole_prompt:
             return 0
+        if before is not None and self._left(row, granted.num_cached) >= before:
+            return None
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
         if not memory.promise(granted.slot, reach):
             return None

@@ -56,6 +56,8 @@ class ScheduledBatch(NamedTuple):
     admitted: tuple[int, ...]
     runs: bool
     """Whether there are drafts in it: then what follows cannot be planned before its results are known."""
+    passes_over: bool
+    """The prompt that began first is behind another one."""
 
     @property
     def step(self) -> int:
@@ -150,6 +152,8 @@ class BatchBuilder:
         """Rows admitted by this step."""
         self.short = False
         """There are no pages for the next chunk of a prompt that has begun."""
+        self.oldest_prompt: int | None = None
+        """The row whose prompt began first, of those that had begun before this step."""
         self.trying: int | None = None
         """The waiting row whose admission is being tried, or was tried last."""
         self.retracted: list[tuple[int, State]] = []
@@ -229,6 +233,7 @@ class BatchBuilder:
             entries.pages,
             tuple(self.admitted),
             self.drafts is not None,
+            bool(self.prefills) and self.oldest_prompt not in (None, self.prefills[0].row),
         )
 
 

@@ -262,6 +262,8 @@ class Loop:
         self.planning = self.launching = None
         self.limits.times.launched(len(scheduled.rows) - len(scheduled.prefills), scheduled.num_prompt_tokens, now)
         self.counters.steps += 1
+        if scheduled.prefills:
+            self.queues.behind = self.queues.behind + 1 if scheduled.passes_over else 0
         if self.pacing.stages > 1:
             self.queues.had_turns(scheduled.decoding_rows)
         for companion in self.companions:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Cause
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
@@ -15,6 +16,10 @@ from pawl.loops.queues import Queues
 from pawl.loops.speculation import Drafter
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
+
+MOST_BEHIND = 2
+"""Steps with prompts running in which the prompt that began first may be behind another: a third of them are its own,
+so that it takes no more than three times as long as if there were no others."""
 
 
 class Planner(Protocol):
@@ -36,6 +41,10 @@ class UnifiedPlanner:
     mixed: decoding requests go on while prompts are computed, in one batch. Otherwise prompts come first and decoding
     requests wait for them, as in SGLang's default loop. Where nobody waits and no prompt is under way, decoding
     requests may have drafts. A step with both takes about `max_step_s` at the most, or prompts are a page.
+
+    Of prompts, the one with least left goes first, and so do requests that wait and have less to compute than all that
+    have begun. But after `MOST_BEHIND` steps in which the one that began first was behind another, they go by age.
+    Where there are no pages for one, only older ones may have some.
     """
 
     name = "unified"
@@ -74,9 +83,25 @@ class UnifiedPlanner:
         if not self.queues.prefilling and not self.queues.num_waiting:
             return
         budget = self.budget(len(builder.decode_rows))
-        if budget and self.queues.prefilling:
-            budget = self._continue(builder, budget)
-        if self.queues.num_waiting:
+        order, youngest = self.queues.table.order, NOT_ADMITTED
+        rows = sorted(self.queues.prefilling, key=order.__getitem__)
+        builder.oldest_prompt = rows[0] if rows else None
+        shortest_first = self.queues.behind < MOST_BEHIND
+        if shortest_first:
+            rows.sort(key=self.admission.left_of)
+        for row in rows:
+            if order[row] > youngest:
+                continue
+            if shortest_first and not builder.short:
+                budget = self.admission.admit(builder, budget, self.admission.left_of(row))
+            if budget <= 0:
+                return
+            left = self._continue(builder, row, budget)
+            if left is None:
+                builder.short, youngest = True, int(order[row])
+            else:
+                budget = left
+        if not builder.short:
             self.admission.admit(builder, budget)
 
     def budget(self, decoding: int) -> int:
@@ -85,25 +110,20 @@ class UnifiedPlanner:
         chunk, page_size = limits.now.prefill_chunk, queues.memory.page_size
         return limits.times.prompt_tokens(decoding, queues.num_waiting, self.max_step_s, chunk, page_size)
 
-    def _continue(self, builder: BatchBuilder, budget: int) -> int:
-        """Next chunks of prompts that have begun, in order of first admission; what is left of `budget`."""
-        queues = self.queues
-        for row in sorted(queues.prefilling, key=queues.table.order.__getitem__):
-            slot = int(queues.table.slot[row])
-            segment = next_chunk(row, slot, int(queues.memory.page_table.length[slot]), queues, budget)
-            if segment is None:
-                break
-            first = int(queues.memory.page_table.num_pages[slot])
-            if queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length) is None:
-                builder.short = True
-                break
-            builder.prefill(segment, queues.memory.page_table.entries(slot, first))
-            if segment.last:
-                queues.prompt_planned(row)
-            budget -= segment.length
-            if budget <= 0:
-                break
-        return budget
+    def _continue(self, builder: BatchBuilder, row: int, budget: int) -> int | None:
+        """The next chunk of a prompt that has begun; what is left of `budget`. None: there are no pages for it."""
+        queues, page_table = self.queues, self.queues.memory.page_table
+        slot = int(queues.table.slot[row])
+        segment = next_chunk(row, slot, int(page_table.length[slot]), queues, budget)
+        if segment is None:
+            return budget
+        first = int(page_table.num_pages[slot])
+        if queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length) is None:
+            return None
+        builder.prefill(segment, page_table.entries(slot, first))
+        if segment.last:
+            queues.prompt_planned(row)
+        return budget - segment.length
 
     def _decode(self, builder: BatchBuilder) -> None:
         """One token for each decoding request of the next micro-batch that can still have one."""

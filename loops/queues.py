@@ -41,6 +41,8 @@ class Queues:
         self.decoding: Indices = np.empty(0, np.intp)
         """Rows all of whose known tokens are computed or in flight. Through several stages: in the order of their
         turns."""
+        self.behind = 0
+        """Steps with prompts running in which the prompt that began first was behind another."""
         self._admissions = 0
 
     # ---- views ----

@@ -79,10 +79,11 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
 
 
 def contained(loop: Loop, request: int, failure: str, now: float) -> None:
-    """Record a failure that is survived, for the sake of this request (0: of nobody). What steps were thought to take
-    may be of before or after it, and is learned anew."""
+    """Record a failure that is survived, for the sake of this request (0: of nobody). What steps were thought to take,
+    and whose turn it is, may be of before or after it: both begin anew."""
     loop.journal.contained(request, failure, now)
     loop.limits.times.forget()
+    loop.queues.behind = 0
 
 
 def lose_runner(loop: Loop, now: float) -> None:

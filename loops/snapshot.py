@@ -36,6 +36,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "retracted": queues.retracted,
         "prefilling": list(queues.prefilling),
         "decoding": queues.decoding.astype(np.int32).tobytes(),
+        "behind": queues.behind,
         "admissions": queues._admissions,
         "policy": _policy(loop),
         "drafts": loop.drafter.snapshot() if loop.drafter is not None else b"",
@@ -79,6 +80,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     queues.retracted = list(plain["retracted"])
     queues.prefilling = dict.fromkeys(plain["prefilling"])
     queues.decoding = np.frombuffer(plain["decoding"], np.int32).astype(np.intp)
+    queues.behind = plain["behind"]
     queues._admissions = plain["admissions"]
     generator = _generator(loop)
     if generator is not None:

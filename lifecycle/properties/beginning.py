@@ -97,6 +97,7 @@ class _State(msgspec.Struct):
     table: dict[str, Any]
     counters: Totals
     admissions: int
+    behind: int
     step: int
     newest: int
     draining: bool
@@ -129,6 +130,8 @@ class Beginning(NamedTuple):
     """That lead from an empty cache to this one."""
     totals: Totals
     num_admissions: int
+    behind: int
+    """Steps with prompts running in which the prompt that began first was behind another."""
     step: int
     """The step planned last."""
     newest: Newest
@@ -173,6 +176,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         cached=tuple(_stored(state.memory.cache)),
         totals=state.counters,
         num_admissions=state.admissions,
+        behind=state.behind,
         step=state.step,
         newest=Newest(state.newest, state.newest_long),
         draining=state.draining,

@@ -30,6 +30,7 @@ from pawl.lifecycle.properties.outputs import (
 )
 from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import BoundedProgress, FaultIsolation
+from pawl.lifecycle.properties.prompt_turns import PromptsTakeTurns
 from pawl.lifecycle.properties.residency import ReleasedIsStill
 from pawl.lifecycle.properties.sessions import SessionAtomicity
 from pawl.lifecycle.properties.sharing import (
@@ -77,6 +78,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     PausedIsStill,
     LimitsHold,
     BoundedGaps,
+    PromptsTakeTurns,
     ReleasedIsStill,
     WeightEpochs,
     AdapterReferences,

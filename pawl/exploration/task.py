@@ -28,9 +28,9 @@ REPLAYED_EVERY = 3
 """Workloads of which one has its schedules decided again from their own records as well."""
 CONFIRMED_EVERY = 41
 """Workloads of which one has a schedule run twice: it must come out the same. A prime, so all strategies meet it."""
-CONTENTION, SCARCITY, APART = 0.2, 0.3, 0.15
-"""Shares of the workloads in which many requests wait for few places, in which pages are short, and in which prompts
-are computed elsewhere."""
+CONTENTION, SCARCITY, APART, CROWDING = 0.2, 0.3, 0.15, 0.1
+"""Shares of the workloads in which many requests wait for few places, in which pages are short, in which prompts are
+computed elsewhere, and in which long and short ones are computed beside each other."""
 SPRINKLED = 0.4
 """Share of those in which requests ask something of their tokens, as others do."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
@@ -206,7 +206,7 @@ def workload_of(task: Task, seed: int) -> Workload:
 
 
 def _drawn(task: Task, seed: int) -> Workload:
-    from pawl.testing import Workload, apart, contention, scarcity
+    from pawl.testing import Workload, apart, contention, crowding, scarcity
     from pawl.testing.sprinkled import sprinkled
 
     kind = Seeded(seed << 32)  # of the seed and not its remainder, which the strategy depends on as well
@@ -216,6 +216,8 @@ def _drawn(task: Task, seed: int) -> Workload:
         drawn = scarcity(seed, **task.shape)
     elif kind.chance(APART / (1 - CONTENTION - SCARCITY)):
         drawn = apart(seed, **task.shape)
+    elif kind.chance(CROWDING / (1 - CONTENTION - SCARCITY - APART)):
+        drawn = crowding(seed, **task.shape)
     else:
         return _as_fixed(task, Workload.random(seed, max_requests=task.max_requests, **task.shape))
     return _as_fixed(task, sprinkled(drawn, seed) if kind.chance(SPRINKLED) else drawn)

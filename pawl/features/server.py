@@ -132,7 +132,7 @@ OF_ONE: tuple[Feature, ...] = (
         "chunk",
         ("prefill_chunk",),
         lambda source, values: {"prefill_chunk": values["page_size"] * source.within(1, 3)},
-        SCHEDULING,
+        (*SCHEDULING, "prompts_take_turns"),
         settings=("prefill_chunk",),
         help="prompt tokens computed in one step; otherwise what suits the device (128 on a CPU)",
     ),

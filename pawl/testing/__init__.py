@@ -14,6 +14,7 @@ from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
 from pawl.testing.apart import apart
 from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.contention import contention
+from pawl.testing.crowding import crowding
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules, workloads
@@ -38,6 +39,7 @@ __all__ = [
     "check_schedule",
     "cluster",
     "contention",
+    "crowding",
     "explore_workload",
     "fault_budgets",
     "load_schedule",

@@ -1,13 +1,13 @@
-"""Planted violations of who is in which step of a pipeline."""
+"""Planted violations of whose turn it is: to decode in a step of a pipeline, and to have its prompt computed."""
 
 from __future__ import annotations
 
 import msgspec
 
-from pawl.lifecycle.records import Record, Started
+from pawl.lifecycle.records import Record, Started, Submitted
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import Canary
-from tests.lifecycle.story import Segment, Story, token
+from tests.lifecycle.story import AT_REST, Segment, Story, token
 
 COUNT = 4
 
@@ -36,6 +36,40 @@ def through(stages: int, *steps: tuple[int, ...], come_back: int = 0) -> list[Re
     return story.records
 
 
+PROMPTS = (28, 8, 8, 8)
+
+
+def prompts(*steps: dict[int, int], priority: int = 0, policy: str = "priority") -> list[Record]:
+    """Steps that compute so many tokens of these rows' prompts, in this order. Rows begin with the first step that
+    names them. `priority`: of row 0; of the others: 0. Pages are plenty."""
+    story = Story()
+    story.start()
+    started = story.records[0]
+    assert isinstance(started, Started)
+    loop = started.config["loop"] | {"policy": policy}
+    story.records[0] = msgspec.structs.replace(started, config=started.config | {"loop": loop})
+    starts: dict[int, int] = {}
+    for number, step in enumerate(steps, 1):
+        for row in step.keys() - starts.keys():
+            story.submit(row + 1, row, PROMPTS[row], 9)
+            submitted = story.records[story.labels[f"submitted {row + 1}"]]
+            assert isinstance(submitted, Submitted)
+            if not row:
+                story.records[story.labels["submitted 1"]] = msgspec.structs.replace(submitted, priority=priority)
+            story.admit(row + 1, row)
+            starts[row] = 0
+        segments = []
+        for row, count in step.items():
+            start, end = starts[row], starts[row] + count
+            pages = tuple((index, 7 * row + index) for index in range(start // 4, end // 4))
+            segments.append(Segment(row, start, count, samples=end == PROMPTS[row], pages=pages))
+            starts[row] = end
+        story.plan(number, *segments)
+        drawn = [segment.samples for segment in segments]
+        story.commit(number, [Event.FIRST_TOKEN if each else Event.CHUNK for each in drawn], sum(drawn), AT_REST)
+    return story.records
+
+
 TURNS_CANARIES: dict[str, Canary] = {
     "a request in two stages at once": Canary(
         "fair_micro_batches", through(3, (0, 1), (2,), (1,)), "step 4 takes it, which waits for what step 2 draws", 2
@@ -58,5 +92,35 @@ TURNS_CANARIES: dict[str, Canary] = {
     ),
     "more steps than there are stages": Canary(
         "fair_micro_batches", through(2, *((0, 1), (2, 3)) * 2), "4 steps are in flight through 2 stages"
+    ),
+    "a prompt that is behind others for a third time": Canary(
+        "prompts_take_turns",
+        prompts({0: 12}, {1: 8, 0: 4}, {2: 8, 0: 4}, {3: 8}),
+        "it is behind another prompt in 3 steps running",
+        1,
+    ),
+    "newcomers in the turn of a prompt that was behind others twice": Canary(
+        "prompts_take_turns",
+        prompts({0: 12}, {1: 8, 0: 4}, {2: 8, 0: 4}, {0: 4, 3: 8}),
+        "step 4 leaves some of it, and computes 8 tokens of those that come later",
+        1,
+    ),
+    "a longer prompt that begins before one that has begun goes on": Canary(
+        "prompts_take_turns",
+        prompts({1: 4}, {0: 12}),
+        "step 2 leaves some of it, and computes 12 tokens of those that come later",
+        2,
+    ),
+    "the prompt with most left first": Canary(
+        "prompts_take_turns",
+        prompts({0: 4, 1: 4}, {0: 8}),
+        "step 2 leaves some of it, and computes 8 tokens of those that come later",
+        2,
+    ),
+    "a short prompt before one of higher priority": Canary(
+        "prompts_take_turns",
+        prompts({0: 12}, {1: 8, 0: 4}, priority=1),
+        "step 2 leaves some of it, and computes 8 tokens of those that come later",
+        1,
     ),
 }

@@ -21,6 +21,7 @@ from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import FaultIsolation
+from pawl.lifecycle.properties.prompt_turns import PromptsTakeTurns
 from pawl.lifecycle.properties.residency import ReleasedIsStill
 from pawl.lifecycle.properties.sharing import WeightEpochs
 from pawl.lifecycle.properties.stream_positions import StreamPositions
@@ -76,6 +77,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
             "retractions": totals._retractions,
         },
         "admissions": _of(monitor, AdmissionIsMonotone)._ranks.count,
+        "behind": _of(monitor, PromptsTakeTurns)._behind,
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
         "newest_long": 0,

@@ -61,7 +61,7 @@ class ForgetfulPlanner:
     """A planner on a machine whose memory is short now and then."""
 
     def __init__(self, planner: Planner, chance: random.Random) -> None:
-        self.name, self.lookahead = planner.name, planner.lookahead
+        self.name, self.lookahead, self.max_step_s = planner.name, planner.lookahead, planner.max_step_s
         self._planner = planner
         self._chance = chance
 

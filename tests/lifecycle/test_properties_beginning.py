@@ -45,6 +45,7 @@ OF_WHOLE_RUNS = {
     "a vector that its equal has not": "what an equal got that has ended is not known",
     "a request that is never done": "steps are counted anew",
     "a turn before one that has waited longer": "turns are counted anew",
+    "the prompt with most left first": "how many pages are free is not known until a step is committed",
     "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",
 }
 

@@ -1,4 +1,4 @@
-"""What goes into a step that may only take so long."""
+"""What goes into a step that may only take so long, and whose prompt goes first."""
 
 from __future__ import annotations
 
@@ -78,3 +78,85 @@ def test_without_a_bound_prompts_have_the_whole_chunk_beside_anybody() -> None:
     driver = beside_two_that_decode()
     driver.run()
     assert driver.steps[0] == (2, 32)
+
+
+class Turns(Driver):
+    """Keeps the requests whose prompts are computed in each step, in order."""
+
+    def __init__(self, **settings: object) -> None:
+        self.turns: list[list[int]] = []
+        super().__init__(max_context=256, num_pages=256, prefill_chunk=8, pacing="lockstep", **settings)
+
+    def launch(self, scheduled: ScheduledBatch) -> None:
+        super().launch(scheduled)
+        self.turns.append([self.request_of[segment.row] for segment in scheduled.prefills])
+
+
+def prompt(number: int, count: int) -> list[int]:
+    return [10 + number, *([0] * (count - 1))]
+
+
+def test_a_short_prompt_goes_before_a_long_one_that_has_begun() -> None:
+    driver = Turns()
+    long = driver.submit(prompt(0, 100), 1)
+    driver.step()
+    short = driver.submit(prompt(1, 7), 1)
+    driver.step()
+    assert driver.turns == [[long], [short]]
+
+
+def test_what_a_short_prompt_leaves_of_a_step_is_the_long_ones() -> None:
+    driver = Turns()
+    long = driver.submit(prompt(0, 100), 1)
+    driver.step()
+    short = driver.submit(prompt(1, 3), 1)
+    driver.step()
+    assert driver.turns == [[long], [short, long]]
+
+
+def test_equal_prompts_are_computed_one_after_the_other() -> None:
+    driver = Turns()
+    requests = [driver.submit(prompt(number, 24), 1) for number in range(4)]
+    driver.run()
+    assert driver.turns == [[request] for request in requests for _ in range(3)]
+
+
+def test_a_third_of_the_steps_is_the_oldest_prompts_however_many_short_ones_come() -> None:
+    driver = Turns()
+    long = driver.submit(prompt(0, 100), 1)
+    driver.step()
+    while long not in driver.ending_of:
+        driver.submit(prompt(len(driver.turns), 8), 1)
+        driver.step()
+    assert [turn[0] == long for turn in driver.turns[:10]] == [True, *[False, False, True] * 3]
+    assert len(driver.turns) <= 3 * (1 + 100 // 8)
+
+
+def test_what_is_left_counts_and_not_what_is_cached() -> None:
+    driver = Turns()
+    driver.submit(prompt(1, 40), 1)
+    driver.run()
+    long = driver.submit(prompt(0, 30), 1)
+    driver.step()
+    again = driver.submit([*prompt(1, 40), 5, 5], 1)
+    driver.step()
+    assert driver.turns[-2:] == [[long], [again, long]]
+
+
+@pytest.mark.parametrize(("policy", "first"), [("priority", "long"), ("fcfs", "short")])
+def test_a_prompt_of_lower_priority_stays_behind_where_that_decides(policy: str, first: str) -> None:
+    driver = Turns(policy=policy)
+    requests = {"long": driver.submit(prompt(0, 100), 1, priority=1)}
+    driver.step()
+    requests["short"] = driver.submit(prompt(1, 8), 1)
+    driver.step()
+    assert driver.turns[-1] == [requests[first]]
+
+
+def test_who_has_priority_goes_before_a_prompt_that_has_begun_however_long() -> None:
+    driver = Turns(policy="priority")
+    driver.submit(prompt(0, 20), 1)
+    driver.step()
+    urgent = driver.submit(prompt(1, 100), 1, priority=1)
+    driver.step()
+    assert driver.turns[-1] == [urgent]

@@ -40,7 +40,8 @@ from tests.lifecycle.story import write
 from tests.lifecycle.test_trace import spans
 from tests.loops.test_replay import record_run
 
-SEEDS = range(3)
+SEEDS = range(1, 4)
+"""In each of these runs somebody gives way, and a step is lost."""
 
 
 def audited(path: Path) -> Report:

@@ -156,6 +156,7 @@ MAY_NOT_MATTER = {
     *("memory.cache.trees.#.#.#.#", "table.columns.num_computed", "table.columns.order", "table.columns.priority"),
     *("table.columns.deadline", "table.tokens.#", "waiting", "orders", "ended_early.#.#", "memory.windows.full_page"),
     *(
+        "behind",
         "limits.ready_at",
         *(f"limits.times.{name}" for name in StepTimes.__struct_fields__),
         "memory.windows.fence",

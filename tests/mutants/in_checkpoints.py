@@ -32,6 +32,12 @@ CHECKPOINTS = (
         Edit(of_loops.snapshot_of, "list(queues.waiting)", "sorted(queues.waiting)"),
     ),
     _mutant(
+        "checkpoint_forgets_whose_turn_it_is",
+        "prompts_take_turns",
+        "A checkpoint does not say that the prompt that began first has been behind others.",
+        Edit(of_loops.snapshot_of, '"behind": queues.behind', '"behind": 0'),
+    ),
+    _mutant(
         "checkpoint_counts_anew",
         "observability_conservation",
         "Totals begin again with a checkpoint.",

@@ -21,3 +21,13 @@ def test_whatever_the_lengths_of_prompts_few_wait_to_begin_and_gaps_have_a_bound
     assert (len(seen.firsts), len(seen.gaps)) == (24 * 3, 24 * 3 * 31)
     assert np.percentile(seen.firsts[24:], 50) < steps * ALONE_S
     assert max(seen.gaps) < (1 + MOST_SHARE) * ALONE_S
+
+
+def test_first_tokens_beside_a_long_prompt_do_not_wait_for_its_end_and_it_takes_three_times_as_long_at_the_most() -> (
+    None
+):
+    config = LoopConfig(num_pages=1 << 9, page_size=16, max_context=2048, prefill_chunk=128, max_step_s=0.05)
+    seen = Crowd(config, DEVICE, Load(clients=8, requests=4, prompt=32, output=16, long=2000)).run()
+    alone = Crowd(config, DEVICE, Load(clients=1, requests=2, prompt=32, output=2, long=2000)).run()
+    assert max(seen.firsts) < seen.long[0] / 5
+    assert seen.long[0] < 3 * alone.long[0]
