@@ -132,7 +132,7 @@ class AdmissionOrder(Property):
         waiting = self._waiting
         for theirs, other in sorted(entry for entry in self._order if entry[0] < mine):
             row = history.open.get(other)
-            if row is not None and waiting.get(other) == theirs and not _is_being_computed(row, record.row, history):
+            if row is not None and waiting.get(other) == theirs and not is_being_computed(row, record.row, history):
                 text = f"request {record.request} is admitted before it, which was to come first"
                 yield self.violation(history, text, other)
                 return
@@ -173,7 +173,7 @@ class AdmissionOrder(Property):
         return rank, -urgency, self._arrival.get(request, 0)
 
 
-def _is_being_computed(row: int, newcomer: int, history: History) -> bool:
+def is_being_computed(row: int, newcomer: int, history: History) -> bool:
     """A request that was at work before `newcomer` begins as `row` does: perhaps this one waits for that to be in the
     cache."""
     size, working = history.pages.page_size, np.flatnonzero(history.working[: history.num_rows]).tolist()

@@ -71,7 +71,7 @@ CONTROL: dict[str, str] = {
 OF_RUNS: dict[str, str] = {
     "bounded_overtaking": "At most `limit` requests that came later, of equal priority, are admitted before a request "
     "that waits for nothing but its turn: neither for its grammar or adapter, nor for what another tier or another "
-    "replica has of its prompt.",
+    "replica has of its prompt, nor for a page that another computes right now.",
     "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix "
     "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
     "above the least busy.",

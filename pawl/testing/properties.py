@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from pawl.lifecycle.properties.admission_order import is_being_computed
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import StepCommitted, StepRolledBack, Submitted, Transition
@@ -88,7 +89,8 @@ class UsageTold(Property):
 
 class BoundedOvertaking(Property):
     """At most `limit` requests that came later, of equal priority, are admitted before a request that waits for nothing
-    but its turn: neither for its grammar or adapter, nor for what another tier or another replica has of its prompt."""
+    but its turn: neither for its grammar or adapter, nor for what another tier or another replica has of its prompt,
+    nor for a page that another computes right now."""
 
     name: ClassVar[str] = "bounded_overtaking"
 
@@ -143,6 +145,8 @@ class BoundedOvertaking(Property):
         found = []
         for other, ahead in self._overtaken.items():
             if other > request or other in self._apart or self._priority[other] != self._priority[request]:
+                continue
+            if is_being_computed(history.open[other], record.row, history):
                 continue
             ahead.append(request)
             if len(ahead) == self.limit + 1:
