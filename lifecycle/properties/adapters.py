@@ -13,7 +13,7 @@ from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import AdapterMoved, Submitted, Transition
+from pawl.lifecycle.records import AdapterMoved, Delivered, Submitted, Transition
 from pawl.lifecycle.states import Event
 
 _MOVES = frozenset((source, event, target) for source, event, target, _ in ADAPTER.moves)
@@ -28,18 +28,23 @@ class _Adapter(msgspec.Struct):
     slot: int = 0
     reading: bool = False
     fingerprint: str = ""
+    pinned: bool = False
 
 
 class AdapterReferences(Property):
     """A request names an adapter that is ready, and is computed only while that one is in a slot of its own; who is
     computed with it keeps it there. An adapter that is unloaded goes when the last request that named it has ended. No
-    two incarnations have one number, and each has one content."""
+    two incarnations have one number, and each has one content. One that is pinned makes way for no other."""
 
     name: ClassVar[str] = "adapter_references"
 
     def __init__(self) -> None:
         self._adapters: dict[int, _Adapter] = {}
         """All that were ever loaded, by number."""
+        self._asked: dict[str, bool] = {}
+        """Names that somebody has loaded -> whether all who have asked for it to be pinned."""
+        self._let_go: set[str] = set()
+        """Names that somebody has unloaded since one of the name was read first."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         for kept in beginning.adapters:
@@ -47,9 +52,22 @@ class AdapterReferences(Property):
             self._adapters[kept.number] = adapter
         return ()
 
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        match record:
+            case Delivered(kind="load_adapter" | "load_numbered_adapter", fields={"lora_name": str(name), **rest}):
+                # Which of several orders was refused is not recorded.
+                self._asked[name] = self._asked.get(name, True) and rest.get("pinned") is True
+            case Delivered(kind="unload_adapter", fields={"lora_name": str(name)}):
+                self._let_go.add(name)
+        return ()
+
     @on(AdapterMoved)
     def _moved(self, record: AdapterMoved, history: History) -> Sequence[Violation]:
-        adapter = self._adapters.setdefault(record.number, _Adapter())
+        if record.number not in self._adapters:
+            self._let_go.discard(record.name)
+            self._adapters[record.number] = _Adapter(pinned=self._asked.get(record.name, False))
+        adapter = self._adapters[record.number]
         found = list(self._wrong(record, adapter, history))
         adapter.phase, adapter.slot, adapter.fingerprint = record.target, record.slot, record.fingerprint
         adapter.reading = record.event is AdapterEvent.READ
@@ -66,6 +84,9 @@ class AdapterReferences(Property):
             yield self.violation(history, f"{what} has slot {record.slot}, and so has another")
         if adapter.fingerprint not in ("", record.fingerprint):
             yield self.violation(history, f"{what} is {record.fingerprint!r}; it was {adapter.fingerprint!r}")
+        makes_way = event is AdapterEvent.UNLOAD and record.name not in self._let_go
+        if adapter.pinned and (makes_way or event is AdapterEvent.EVICTED):
+            yield self.violation(history, f"{event}: {what} is pinned, and makes way for another")
         if event in _LETS_GO:
             rows = self._rows(record.number, history, live=event is AdapterEvent.UNUSED)
             if rows:

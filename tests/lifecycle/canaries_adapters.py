@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
-from pawl.lifecycle.records import AdapterMoved, Record, Submitted
+from pawl.lifecycle.records import AdapterMoved, Delivered, Record, Submitted
 from tests.lifecycle.canaries import STORY, Canary
 from tests.lifecycle.canaries_shared import planted
 
@@ -35,6 +35,7 @@ def named(*events: AdapterEvent, then: tuple[Record, ...] = ()) -> list[Record]:
     return [*STORY.records[:at], *moves(*events), first, *STORY.records[at + 1 : end], *then, *STORY.records[end:]]
 
 
+PINNED = Delivered("load_adapter", {"lora_name": "a", "lora_path": "x", "pinned": True}, 0, 1.0)
 _READY = (_e.READ, _e.LOADED)
 ADAPTER_CANARIES: dict[str, Canary] = {
     "a request with an adapter that is not read": Canary(
@@ -59,6 +60,14 @@ ADAPTER_CANARIES: dict[str, Canary] = {
     "two adapters in one slot": Canary(
         "adapter_references", planted("commit 2", *moves(*_READY), *moves(_e.READ, number=2)), "and so has another"
     ),
+    **{
+        f"an adapter that is pinned and is {event}": Canary(
+            "adapter_references",
+            planted("commit 2", PINNED, *moves(*_READY, event)),
+            f"{event}: adapter 1 .'a'. is pinned, and makes way for another",
+        )
+        for event in (_e.EVICTED, _e.UNLOAD)
+    },
     "an adapter whose content changes": Canary(
         "adapter_references",
         planted("commit 2", *moves(*_READY, _e.EVICTED, _e.READ), *moves(*_READY, _e.LOADED, fingerprint="g")[-1:]),

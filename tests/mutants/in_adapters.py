@@ -17,6 +17,13 @@ def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> 
 
 ADAPTERS = (
     _mutant(
+        "pinned_adapter_makes_way",
+        "adapter_references",
+        "",
+        "Where as many adapters are loaded as may be, the one used the longest time ago is unloaded, pinned or not.",
+        Edit(Adapters._make_room, "(a for a in ready if not a.pinned), key", "(a for a in ready), key"),
+    ),
+    _mutant(
         "cache_is_shared_between_adapters",
         "namespace_isolation",
         "13488, 24568; vllm 42125",
