@@ -1,13 +1,15 @@
 """A real server under attack, beside clients that mean well: does anybody notice?
 
-    python -m benchmarks.attacks [--seconds 60] [--rounds 4] [--model ghost]
+    python -m benchmarks.attacks [--seconds 60] [--rounds 4] [--model ghost] [--elsewhere]
 
 One process serves, with keys and a trace; one attacks with everything in `SHOTS` and `SIEGES`, from fixed seeds, on the
 loopback address only, bounded in number and time; this one runs the good clients, first alone and then beside the
 attacks, and reports: deaths, tracebacks and secrets in the log, what good clients got and how long they waited for it,
 memory at the end of each round of the same attacks, and what the audit says of the trace. On a small machine timings
 include the attackers' own need of processors, though they are nice: so it also reports the processor time of either
-side, and how long threads of the server waited for a processor.
+side, and how long threads of the server waited for a processor. `--elsewhere` has a phase more, of a quarter of the
+time, in which the attackers are at another server on the same machine: what clients wait then, no separation of
+processes can take from them.
 """
 
 from __future__ import annotations
@@ -77,6 +79,8 @@ class Report:
     errors: list[str] = field(default_factory=list)
     """Of good clients: what they got in place of their tokens."""
     p99_alone_ms: float = 0.0
+    p99_elsewhere_ms: float = 0.0
+    """Where another server is attacked; 0: not asked for."""
     p99_ms: float = 0.0
     first_p50_ms: float = 0.0
     server_cpu: float = 0.0
@@ -180,19 +184,26 @@ async def _good_clients(target: Target, model: str, seconds: float) -> Waits:
 # ---- the run ----
 
 
-def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, rounds: int = 1) -> Report:
-    """Run it in `folder`: a quarter of the time undisturbed, the rest under attack, in `rounds` of the same attacks."""
+def soak(
+    folder: Path, seconds: float, model: str = "ghost", seed: int = 0, rounds: int = 1, elsewhere: bool = False
+) -> Report:
+    """Run it in `folder`: a quarter of the time undisturbed, one more beside attacks on another server where
+    `elsewhere` says so, the rest under attack, in `rounds` of the same attacks."""
     report = Report(seconds, model)
-    attacked, shots = Waits(), Counter[str]()
+    beside, attacked, shots = Waits(), Waits(), Counter[str]()
     with server(folder, model) as (process, target):
         load = Load(process.pid)
         alone = asyncio.run(_good_clients(target, model, seconds / 4))
         _, report.waiting_alone = load.lap()
+        if elsewhere:
+            (folder / "other").mkdir()
+            with server(folder / "other", model) as (_, other):
+                _attacked(other, target, model, seconds / 4, seed, beside)
         report.rss_mb.append(resident(process.pid).now_mb)
         for _ in range(rounds):
             load.lap()
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            shots += _attacked(target, model, seconds * 3 / 4 / rounds, seed, attacked)
+            shots += _attacked(target, target, model, seconds * 3 / 4 / rounds, seed, attacked)
             server_cpu, waiting = load.lap()
             report.server_cpu += server_cpu / rounds
             report.waiting += waiting / rounds
@@ -205,7 +216,8 @@ def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, roun
     report.exit_status = process.returncode
     report.shots = dict(shots)
     report.served_alone, report.served = alone.served, attacked.served
-    report.errors = alone.errors + attacked.errors
+    report.errors = alone.errors + beside.errors + attacked.errors
+    report.p99_elsewhere_ms = beside.worst_of_100() * 1e3
     report.p99_alone_ms, report.p99_ms = alone.worst_of_100() * 1e3, attacked.worst_of_100() * 1e3
     report.first_p50_ms = sorted(attacked.first_s)[len(attacked.first_s) // 2] * 1e3 if attacked.first_s else 0.0
     judge(folder, report)
@@ -222,9 +234,9 @@ def judge(folder: Path, report: Report) -> None:
     report.verdict, report.audit = audited.verdict, audited.text()
 
 
-def _attacked(target: Target, model: str, seconds: float, seed: int, waits: Waits) -> Counter[str]:
-    """One round: how often each attack had which end. Good clients' `waits` are added to."""
-    command = ["nice", sys.executable, "-m", "benchmarks.attack_shots", str(target.port), str(seconds), str(seed)]
+def _attacked(victim: Target, target: Target, model: str, seconds: float, seed: int, waits: Waits) -> Counter[str]:
+    """One round: how often each attack on `victim` had which end. `waits` of good clients of `target` are added to."""
+    command = ["nice", sys.executable, "-m", "benchmarks.attack_shots", str(victim.port), str(seconds), str(seed)]
     attackers = subprocess.Popen(command, stdout=subprocess.PIPE)
     seen = asyncio.run(_good_clients(target, model, seconds))
     waits.served += seen.served
@@ -303,9 +315,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--model", default="ghost")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--elsewhere", action="store_true", help="first attack another server on this machine")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pawl-attacks-") as folder:
-        print("\n".join(show(soak(Path(folder), given.seconds, given.model, given.seed, given.rounds))))
+        print(
+            "\n".join(show(soak(Path(folder), given.seconds, given.model, given.seed, given.rounds, given.elsewhere)))
+        )
 
 
 if __name__ == "__main__":
