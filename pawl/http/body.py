@@ -118,14 +118,16 @@ async def read_body(request: Request, limit: int, budget: BodyBudget, *, json: b
 
 async def _metered(meter: BodyMeter, chunk: bytes, scope: MutableMapping[str, Any], large: bool) -> Problem | None:
     """Why the body is refused. The pieces of a large one take turns with what others do, and rest."""
+    if not large:
+        await turn_of(scope)
+        return meter.take(chunk)
     turnstile: Turnstile = scope["turnstile"]
     for begin in range(0, len(chunk), MAX_PIECE):
         await turn_of(scope)
         before = turnstile.worked()
         if refusal := meter.take(chunk[begin : begin + MAX_PIECE]):
             return refusal
-        if large:
-            await turnstile.rest(turnstile.worked() - before)
+        await turnstile.rest(turnstile.worked() - before)
     return None
 
 
