@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from pawl.cli import main
+from pawl.exploration.task import EXPLORED, _strategy
 from pawl.testing import Arrival, Shape, Workload, explore_workload, load_schedule
 from pawl.testing.reached import EVENTS
 from pawl.testing.workload import all_labels
+from tests.mutants.hunting import task_with
 
 FORGETFUL = """
 class Forgetful:
@@ -100,14 +103,29 @@ def test_a_file_without_a_schedule_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_what_was_drawn_and_reached_is_told_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explore", "--seconds", "30", "--schedules", "20", "--seed", "5", "--workers", "1", "--json"]) == 0
+    assert main(["explore", "--seconds", "600", "--schedules", "20", "--seed", "5", "--workers", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["schedules"] >= 20
+    assert told["schedules"] == told["workloads"] == 20
     assert told["violation"] is None
     assert set(told["drawn"]) == set(all_labels())
     assert set(told["reached"]) == set(EVENTS)
     assert told["drawn"]["prompt"] == told["schedules"]
     assert 0 < told["reached"]["end by length"] <= told["schedules"] + told["confirmed"]
+
+
+def test_a_strategy_that_learns_has_many_schedules_of_a_workload(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--seconds", "600", "--schedules", "20", "--seed", "5", "--workers", "1", "--strategy", "coverage"]
+    assert main(["explore", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["workloads"], told["schedules"]) == (1, 20)
+
+
+def test_strategies_take_turns_and_a_workload_that_is_given_has_its_fair_schedule_once() -> None:
+    task = task_with([], 0, 0.0)
+    assert Counter(_strategy(task, number) for number in range(8)) == dict.fromkeys(EXPLORED, 2)
+    given = task._replace(workload=Path("run.scenario"))
+    assert Counter(_strategy(given, number) for number in range(7)) == {"fair": 1, "pct": 2, "pos": 2, "random": 2}
+    assert _strategy(task._replace(strategy="pos"), 0) == "pos"
 
 
 def test_what_never_happened_is_said(capsys: pytest.CaptureFixture[str]) -> None:
