@@ -23,12 +23,13 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.records import Closed
-from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.request import SamplingParameters, SessionParameters
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.intake import WaitEnds
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Drain, EndAll, Finish
+from pawl.loops.orders.sessions import OpenSession
 from pawl.loops.orders.weights import UpdateWeights, WeightsStaged, WeightsSwapped
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
@@ -408,3 +409,21 @@ def test_a_step_that_is_refused_behind_a_lost_one_counts_for_nobody() -> None:
         bench.tell(ExecuteFailed(step, "lost"))
     assert (counters.steps_lost, bench.scheduler.loop.table.info(row).strikes) == (lost, strikes)
     assert [scheduled.step for scheduled in bench.scheduler.loop.in_flight] == in_flight
+
+
+def test_a_turn_goes_on_from_the_one_it_names_and_one_that_it_replaces_ends_before_it_begins() -> None:
+    bench = Bench(max_queued=1, max_running=1)
+    bench.tell(OpenSession("s", 0))
+    session = SessionParameters("s")
+    bench.tell(bench.submit(1, [1, 2], 2, session=session))
+    bench.rest()
+    after = structs.replace(session, rid="r1")
+    bench.tell(bench.submit(2, [3], 2, session=after))
+    bench.rest()
+    assert bench.tokens[2] == expected([1, 2, *bench.tokens[1], 3], 2)
+    bench.tell(bench.submit(3, [4], 9, session=after))
+    bench.work()
+    bench.tell(bench.submit(4, [5], 2, session=structs.replace(session, rid="r3", replace=True)))
+    assert bench.ended[3].cause == Cause.CLIENT
+    bench.rest()
+    assert bench.tokens[4] == expected([1, 2, *bench.tokens[1], 4, *bench.tokens[3], 5], 2)
