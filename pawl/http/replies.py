@@ -20,7 +20,7 @@ from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import Problem, from_delta
 from pawl.http.streams import RequestGroup, watch
-from pawl.http.turnstile import turn_of
+from pawl.http.turnstile import Turnstile, turn_of
 from pawl.lifecycle.states import Cause
 
 log = structlog.get_logger("pawl.http")
@@ -209,6 +209,7 @@ class ReplyStream(Reply):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._begun = True
         num_open = len(group.requests)
+        turnstile: Turnstile = self._scope["turnstile"]
         while not group.gone:
             events = await beside([delta for _, delta in arrivals], partial(self._events, group, arrivals))
             num_open -= sum(delta.final for _, delta in arrivals)
@@ -221,8 +222,11 @@ class ReplyStream(Reply):
                 await send({"type": "http.response.body", "body": events, "more_body": not last})
             if last:
                 return
-            with self._scope["turnstile"].waiting_for_tokens():
+            turnstile.num_streams += 1
+            try:
                 arrivals = await group.arrivals()
+            finally:
+                turnstile.num_streams -= 1
             failure = self._failure(group, arrivals, begun=True)
 
     def _events(self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:

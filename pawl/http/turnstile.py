@@ -8,10 +8,9 @@ together have half of the loop's time: after each of their pieces they rest as l
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,7 +29,7 @@ class Turnstile:
         """`worked`: how long this thread has computed, in seconds; waiting for a processor is no work."""
         self.worked = worked
         self.num_streams = 0
-        """Streams whose next token is waited for."""
+        """Streams whose next token is waited for; they count themselves."""
         self._rested = 0.0
         """When all large pieces that were done have been rested for, as the event loop tells time."""
         self._waiting: deque[asyncio.Future[int]] = deque()
@@ -55,15 +54,6 @@ class Turnstile:
             self._counting = True
             loop.call_soon(self._next)
         return self._round
-
-    @contextlib.contextmanager
-    def waiting_for_tokens(self) -> Iterator[None]:
-        """While somebody does."""
-        self.num_streams += 1
-        try:
-            yield
-        finally:
-            self.num_streams -= 1
 
     async def rest(self, took: float) -> None:
         """After a piece of a large body that took so many seconds: where tokens are waited for, wait until all such
