@@ -195,7 +195,8 @@ def test_output_that_a_lost_replica_has_given_is_computed_only_if_the_weights_at
     drawn_by: dict[str, Any],
 ) -> None:
     driver = Driver(**CONFIG)
-    info = RequestInfo(1, "r1", SamplingParameters(temperature=0.0, max_new_tokens=6), "", 0.0)
+    sampling = SamplingParameters(temperature=0.0, max_new_tokens=6, top_logprobs=1, prompt_logprobs=True)
+    info = RequestInfo(1, "r1", sampling, "", 0.0)
     info.num_retractions = info.num_resumed = 1
     output = np.array([5, 6], np.int32)
     driver.intake.submit(info, np.array([1, 2, 3], np.int32), 0, float("inf"), 0.0, output)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.lifecycle.properties.history import MOST_PAGES, MOST_ROWS
 from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
@@ -28,7 +29,7 @@ from pawl.lifecycle.records import (
 from pawl.lifecycle.states import Event
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Finish
-from pawl.loops.replay import Diverged, NotReplayable, replay
+from pawl.loops.replay import Diverged, NotReplayable, Replay, replay
 from tests.lifecycle.story import replies_of
 from tests.loops.driver import CELLS, Driver
 
@@ -161,3 +162,16 @@ def test_another_token_shows_at_the_step_that_ends_with_it() -> None:
 def test_a_trace_that_lacks_something_is_refused(records: Sequence[Record]) -> None:
     with pytest.raises(NotReplayable):
         replay(records)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"num_pages": MOST_PAGES + 1}, {"num_window_pages": MOST_PAGES + 1}, {"max_running": MOST_ROWS + 1}],
+    ids=str,
+)
+def test_a_loop_larger_than_any_engine_is_refused_before_it_is_made(more: dict[str, int]) -> None:
+    started = record_run(0)[0]
+    assert isinstance(started, Started)
+    config = started.config | {"loop": started.config["loop"] | more}
+    with pytest.raises(NotReplayable, match="more pages or rows than any engine"):
+        Replay(msgspec.structs.replace(started, config=config))
