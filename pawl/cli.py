@@ -96,12 +96,12 @@ def _module(name: str) -> CommandModule:
 
 def _explain(error: Exception) -> int:
     """One line for a failure that the user can do something about; anything else is a defect and keeps its trace."""
-    from pawl.commands.failures import exit_status
+    from pawl.commands.failures import exit_status, told
 
     status = exit_status(error)
     if status is None:
         raise error
-    print(f"pawl: {error}", file=sys.stderr)
+    print(f"pawl: {told(error)}", file=sys.stderr)
     return status
 
 

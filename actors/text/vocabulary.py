@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 
 from pawl.actors.text.byte_table import ByteTable, build_byte_table
 from pawl.actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
+from pawl.actors.text.growth import MOST_GROWTH, growth
 from pawl.gpu.weights.strangers import content_of, one_line, read_object, reading
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
@@ -123,6 +124,10 @@ class Vocabulary:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more special
             raise UnsupportedVocabulary(f"tokenizer.json cannot be read ({one_line(error)})") from error
+        if (times := growth(tokenizer)) > MOST_GROWTH:
+            raise UnsupportedVocabulary(
+                f"its tokenizer makes texts {times:.3g} times as long; {MOST_GROWTH} is the most"
+            )
         # A tokenizer.json may ask for truncation or padding, which would silently change prompts.
         tokenizer.no_truncation()
         tokenizer.no_padding()

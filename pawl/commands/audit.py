@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pawl.commands.failures import NothingJudged, NoTrace, UsageError, exit_status
+from pawl.commands.failures import NothingJudged, NoTrace, UsageError, exit_status, printable
 from pawl.commands.trace import open_trace
 from pawl.config import ServerConfig
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         plain = msgspec.json.encode(told[0] if len(traces) == 1 else told)
         sys.stdout.write(msgspec.json.format(plain.decode(), indent=1) + "\n")
     else:
-        print("\n".join([text for _, _, text in reports] + ([] if together is None else [together[1]])))
+        print(printable("\n".join([text for _, _, text in reports] + ([] if together is None else [together[1]]))))
     return max(statuses, key=GRAVITY.index)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from pawl.commands.failures import exit_status
+from pawl.commands.failures import exit_status, told
 from pawl.commands.settings import SERVER_ONLY, SHOWN_ALONE, add_sampling_flags, prepared, running_engine, sampling_of
 from pawl.config import ServerConfig
 from pawl.flags import add_flags
@@ -140,7 +140,7 @@ class Conversation:
             if exit_status(error) is None:
                 raise
             # The turn is forgotten, so that the next one starts from what did work.
-            self._show(f"\n({error})\n")
+            self._show(f"\n({told(error)})\n")
             return
         self._show("\n")
         # What was said before ctrl-c was said: the model should know of it.

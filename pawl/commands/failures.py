@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+MOST_TOLD = 1000
+"""Characters of one failure: those of a stranger's file may be quoted in it."""
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOTHING_JUDGED = 4
@@ -64,3 +66,14 @@ def exit_status(error: Exception) -> int | None:
 def _classes(names: Mapping[str, tuple[str, ...]]) -> tuple[type[Exception], ...]:
     loaded = ((sys.modules[module], classes) for module, classes in names.items() if module in sys.modules)
     return tuple(getattr(module, name) for module, classes in loaded for name in classes)
+
+
+def told(error: Exception) -> str:
+    """The words of a failure, in one line."""
+    words = printable(" ".join(str(error).split()))
+    return words if len(words) <= MOST_TOLD else f"{words[:MOST_TOLD]}…"
+
+
+def printable(text: str) -> str:
+    """The same, in as many lines, without what a terminal would obey: what strangers wrote is in traces and models."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pawl.commands.failures import CommandFailed
+from pawl.commands.failures import CommandFailed, printable
 from pawl.commands.trace import add_trace, open_trace
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
         done = replay(reader)
     except Diverged as difference:
         print(f"DIFFERS at record {difference.number}")
-        print(_side_by_side(difference))
+        print(printable(_side_by_side(difference)))
         return EXIT_DIFFERS
     except (Impossible, MemoryViolation) as error:
-        print(f"IMPOSSIBLE: what is recorded cannot be done: {error}")
+        print(printable(f"IMPOSSIBLE: what is recorded cannot be done: {error}"))
         return EXIT_DIFFERS
     except NotReplayable as error:
-        print(f"NOT REPLAYABLE: {error}")
+        print(printable(f"NOT REPLAYABLE: {error}"))
         return EXIT_DAMAGED if _damaged(reader) else EXIT_INCOMPLETE
     seconds = time.perf_counter() - began
     counters = done.loop.counters
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"every decision as recorded ({seconds:.2f} s)"
     )
     for violation in done.violations:
-        print(f"a property of memory was broken on the way: {violation}")
+        print(printable(f"a property of memory was broken on the way: {violation}"))
     for damage in reader.damage:
         print(f"{damage.kind}: {damage.reason}")
     if not done.closed:
@@ -166,7 +166,7 @@ def _replay_schedule(path: Path) -> int:
     if shown is None:
         print("no property failed")
     else:
-        print(f"{type(shown).__name__}: {shown}")
+        print(printable(f"{type(shown).__name__}: {shown}"))
     return int(str(shown or "") != schedule.error)
 
 
@@ -176,13 +176,13 @@ def _show(scenario: Scenario, path: Path) -> int:
     from pawl.testing.scenario import show
 
     _load_own(scenario.workload.shape)
-    print(f"{len(scenario.workload.arrivals)} requests of a recorded run ({scenario.recorded_model})")
+    print(printable(f"{len(scenario.workload.arrivals)} requests of a recorded run ({scenario.recorded_model})"))
     if scenario.property is not None:
-        print(f"recorded  {scenario.property}: {scenario.explanation}")
+        print(printable(f"recorded  {scenario.property}: {scenario.explanation}"))
     with progress("schedules", SCENARIO_SCHEDULES) as advance:
         shown = show(scenario, SCENARIO_SCHEDULES, begins=lambda: advance(1))
     for other in dict.fromkeys(shown.others):
-        print(f"also      {other}")
+        print(printable(f"also      {other}"))
     if shown.found is None:
         print(f"simulated {shown.schedules} schedules, and it did not show")
         return int(scenario.property is not None)

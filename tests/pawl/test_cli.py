@@ -109,6 +109,23 @@ def test_what_the_user_can_mend_is_one_line_and_a_status(
     assert capsys.readouterr().err == f"pawl: {error}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("model\n\x1b[31m x\x00", r"model \x1b[31m x\x00"),
+        ("\u202etxt.\udcff", r"\u202etxt.\udcff"),
+        ("é…漢 😀", "é…漢 😀"),
+        ("a" * 5000, "a" * 1000 + "…"),
+    ],
+)
+def test_what_a_stranger_wrote_does_nothing_to_a_terminal(
+    words: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing_with(CommandFailed(words), monkeypatch)
+    assert main(["fail"]) == 1
+    assert capsys.readouterr().err == f"pawl: {shown}\n"
+
+
 def test_a_defect_of_ours_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     failing_with(KeyError("row"), monkeypatch)
     with pytest.raises(KeyError):
