@@ -104,12 +104,10 @@ class ChatTemplate:
                 reads = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
                 template = self._environment.from_string(source)
                 self._compiled[name] = (template, frozenset(reads), source)
-            except jinja2.TemplateSyntaxError as error:
-                raise InvalidRequest(
-                    f"this model's chat template does not compile (line {error.lineno}: {error.message})",
-                    param="messages",
-                    status=422,
-                ) from error
+            except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError, MemoryError) as error:
+                place = f"line {error.lineno}: {error.message}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+                text = f"this model's chat template does not compile ({place or type(error).__name__})"
+                raise InvalidRequest(text, param="messages", status=422) from error
         return self._compiled[name]
 
 

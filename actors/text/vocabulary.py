@@ -34,6 +34,12 @@ MOST_TEMPLATE_BYTES = 1 << 20
 """Ids that tables are made for: a file may name any number."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library has panicked, as it does at some files and texts. That is none of Python's
+    exceptions, and whoever handles those would be ended by it; its class can be told by its name alone."""
+    return type(error).__name__ == "PanicException"
+
+
 class Vocabulary:
     """What a tokenizer and a detokenizer need to know. Immutable once built; shared between threads.
 
@@ -81,13 +87,14 @@ class Vocabulary:
         with reading("the vocabulary", UnsupportedVocabulary):
             try:
                 if path.is_dir():
-                    return cls.from_folder(path, num_embeddings)
+                    vocabulary = cls.from_folder(path, num_embeddings)
+                    vocabulary.tokenizer.encode("a")
+                    return vocabulary
                 from pawl.gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
 
                 return cls.from_gguf(read_gguf(path).metadata, num_embeddings)
             except BaseException as error:
-                # The tokenizers library panics at some files; its class can be told by its name alone.
-                if type(error).__name__ == "PanicException":
+                if is_panic(error):
                     raise UnsupportedVocabulary(f"the vocabulary cannot be read ({one_line(error)})") from None
                 raise
 
@@ -164,6 +171,10 @@ class Vocabulary:
                 ids = self.tokenizer.encode_batch([text], add_special_tokens=add_special)[0].ids
         except TypeError:
             raise ValueError("the text is not valid Unicode: it holds half of a surrogate pair") from None
+        except BaseException as error:
+            if is_panic(error):
+                raise RuntimeError("the tokenizers library fails on a text") from None
+            raise
         return np.array(ids, dtype=np.int32)
 
     @property

@@ -52,3 +52,17 @@ def test_a_tokenizer_that_would_make_terabytes_of_a_word_is_refused(tmp_path: Pa
     file.write_text(json.dumps(whole))
     with pytest.raises(UnsupportedVocabulary, match=f"as long; {MOST_GROWTH} is the most"):
         Vocabulary.load(tmp_path)
+
+
+def test_a_tokenizer_that_panics_at_any_text_is_refused_and_one_that_panics_at_some_is_an_exception(
+    tmp_path: Path,
+) -> None:
+    file, whole = tmp_path / "tokenizer.json", json.loads(tokenizer().to_str())
+    single = [{"SpecialToken": {"id": "nobody", "type_id": 0}}]
+    whole["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}}
+    file.write_text(json.dumps(whole))
+    with pytest.raises(UnsupportedVocabulary, match="cannot be read"):
+        Vocabulary.load(tmp_path)
+    vocabulary = Vocabulary(Tokenizer.from_str(file.read_text()), eos_ids=(0,))
+    with pytest.raises(RuntimeError, match="fails on a text"):
+        vocabulary.encode("a")

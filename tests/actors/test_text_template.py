@@ -134,6 +134,13 @@ def test_a_model_without_a_template_says_so() -> None:
         with_templates().render(HELLO, {}, NOW)
 
 
+@pytest.mark.parametrize("source", ["{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}", "{% if 1 %}" * 3000])
+def test_a_template_too_deep_to_compile_is_reported_as_one_that_does_not(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="does not compile") as refused:
+        render(source)
+    assert refused.value.status == 422
+
+
 def test_a_template_that_does_not_compile_is_reported_when_it_is_used() -> None:
     with pytest.raises(InvalidRequest, match="line 2"):
         render("\n{% if %}")
