@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pawl.actors.placement import PLACEMENTS
-from pawl.features import apart, drafting, scaling, timing
+from pawl.features import apart, drafting, scaling, timing, transfers
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -321,6 +321,7 @@ OF_REPLICAS = (
         ("fault_isolation", "schedule_equivalence", "stream_equals_result"),
         settings=("nodes_per_replica",),
     ),
+    *transfers.FEATURES,
 )
 """Of several, and of those in front of them, drawn behind everything else of a workload."""
 FEATURES = (*OF_ONE, *OF_REPLICAS)

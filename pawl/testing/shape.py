@@ -55,6 +55,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache: str = "radix"
     eviction: str = "lru"
     cache_core: str = "python"
+    save_pages: AtLeastOne = 32
+    max_saving_pages: AtLeastOne = 256
+    max_fetch_pages: AtLeastOne = 512
+    """Pages in one message on the way down, on the way down at a time, and of one fetch, at the most."""
     host_pages: AtLeastZero = 0
     """Pages that host memory holds below the device; 0: there is no such tier."""
     storage_pages: AtLeastZero = 0
@@ -119,7 +123,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.host_pages or self.storage_pages:
             durable = self.storage_pages > 0
             policy = str(WritePolicy.HAND_OVER) if role == PREFILL else self.write_policy
-            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable)
+            most = {name: getattr(self, name) for name in ("save_pages", "max_saving_pages", "max_fetch_pages")}
+            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable, **most)
         if role == DECODE:
             fields["remote"] = RemoteConfig(max_pages=self.num_pages, lease_s=self.prefill_lease_s)
         if self.speculate != "none":

@@ -8,6 +8,7 @@ from pawl.loops.admission import Admission
 from pawl.loops.fetching import Fetching
 from pawl.loops.queues import Queues
 from pawl.loops.recovery import lose_runner
+from pawl.loops.saving import Saving
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
@@ -185,5 +186,12 @@ MEMORY = (
         "",
         "Actors stop in the wrong order: the recorder has gone when the gateway tells it of its last replies.",
         Edit(stop_order, "for spec in specs", "for spec in reversed(specs)"),
+    ),
+    _mutant(
+        "saves_under_way_have_no_limit",
+        "auxiliary_conservation",
+        "",
+        "Pages on their way down are not counted when more are sent: copies take any amount of memory.",
+        Edit(Saving.flush, "max(self.limit - len(self._sent), 0)", "self.limit"),
     ),
 )

@@ -20,7 +20,7 @@ from pawl.testing.scenario import Scenario
 from pawl.testing.workload import NAMES
 from tests.mutants.hunting import task_with
 
-COMBINATIONS, SOME = 800, 24
+COMBINATIONS, SOME = 800, 40
 WORDS = CHOICES | {"placement": CHOICES["router_policy"], "adapter": ("", *NAMES), "salt": ("", "salt")}
 CELLS = ("all", "overlap", "lockstep-mixed", "pipeline")
 

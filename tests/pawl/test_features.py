@@ -84,10 +84,10 @@ def _exclude(one: str, other: str) -> bool:
         return True
     if {one, other} == {"drain at work", "stop at work"}:
         return True
-    ordered = {"tiers", *(f"eviction {name}" for name in server.CHOICES["eviction"][1:])}
-    ordered |= {"prefill replicas", "other ranks to prefill"}
+    below = {"tiers", "prefill replicas", "other ranks to prefill", "few pages at a time"}
+    ordered = below | {f"eviction {name}" for name in server.CHOICES["eviction"][1:]}
     alone = {
-        "window pages": {"tiers", "cache core auto", "prefill replicas", "other ranks to prefill"},
+        "window pages": {"cache core auto"} | below,
         "stages": {"pacing lockstep", "pacing overlap"},
         "scaling": {"prefill replicas", "other ranks to prefill"},
     }
