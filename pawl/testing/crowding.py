@@ -19,7 +19,7 @@ def crowding(seed: int, *, max_requests: int = 9, **shape: Any) -> Workload:
     """A long prompt, and some of any length that come while a few pages of it are computed in each step; many of these
     begin alike. Drawn from `seed`; fields of `shape` are fixed."""
     source = Seeded(seed)
-    page_size = min(source.pick((1, 2)), shape.get("prefill_chunk", 2))
+    page_size = shape.get("page_size", min(source.pick((1, 2)), shape.get("prefill_chunk", 2)))
     few = {
         "page_size": page_size,
         "prefill_chunk": page_size * source.within(1, 4),

@@ -17,7 +17,9 @@ def test_whose_turn_it_is_shows_within_a_few_of_them(name: str) -> None:
     assert any(each is not None and "prompts_take_turns" in str(each) for each in found)
 
 
-@pytest.mark.parametrize("fixed", [{"prefill_chunk": 1}, {"num_pages": 3}, {"max_running": 1}, {"max_context": 6}])
+@pytest.mark.parametrize(
+    "fixed", [{"prefill_chunk": 1}, {"page_size": 4}, {"num_pages": 3}, {"max_running": 1}, {"max_context": 6}]
+)
 def test_it_takes_what_is_fixed(fixed: dict[str, int]) -> None:
     for seed in range(2):
         workload = crowding(seed, **fixed)
