@@ -60,8 +60,12 @@ class HostPool:
             raise MemoryViolation("a page has one size", page_bytes=self.page_bytes, shape=block.shape)
         displaced = None if self._free or key in self._place else next(iter(self._place), None)
         if self._touch(key) is None and (place := self.take()) is not None:
-            self._blocks[place] = block
-            self.settle(place, key)
+            kept: PageKey | None = None
+            try:
+                self._blocks[place] = block
+                kept = key
+            finally:
+                self.settle(place, kept)
         return displaced
 
     def take(self) -> int | None:
