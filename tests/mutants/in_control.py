@@ -98,7 +98,7 @@ CONTROL = (
         "observability_conservation",
         "14934",
         "Tokens behind a stop string count as generated.",
-        Edit(Requests.finish, "self.counters.generated_tokens -= extra", "pass"),
+        Edit(Requests.close, "counters.generated_tokens -= num_drawn - num_output", "pass"),
     ),
     _mutant(
         "retraction_is_not_recorded",
