@@ -172,13 +172,14 @@ class Scheduler(Actor):
         now, requests = self.context.now(), self.loop.requests
         if requests.touched_others:
             self._recover(now, request)
-        elif request not in self.loop.table.row_of:
-            # It never had a row, so nobody behind this actor knows it.
-            self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
         else:  # nothing that others have a part in was touched
             requests.interrupted()
             contained(self.loop, request, self._failure(), now)
-            self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), now)
+            self.intake.forget(request)
+            if request in self.loop.table.row_of:
+                self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), now)
+            elif requests.opened != request:  # it never had a row, so nobody behind this actor knows it
+                self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
         self._send_step()
 
     def _recover(self, now: float, request: int = 0) -> None:
@@ -292,10 +293,9 @@ class Scheduler(Actor):
 
     def _self_check(self) -> None:
         self._checking_self = False
-        if not self.loop.idle:
-            return
-        self._checked_at = self.loop.counters.received
-        self._inspect()
+        if self.loop.idle:
+            self._checked_at = self.loop.counters.received
+            self._inspect()
 
     def _inspect(self) -> None:
         for broken in self.loop.checks.check_all(self.loop):

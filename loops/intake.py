@@ -172,6 +172,12 @@ class Intake:
         if end is not None:
             self.loop.requests.abort(info.request, end[0], now, end[1])
 
+    def forget(self, request: int) -> None:
+        """Something failed for the sake of this request: what came of it before itself is gone, and no other's."""
+        self.begun = None
+        self._newest.came(request)
+        self._ended_early.pop(request, None)
+
     def abort(self, request: int, cause: Cause, message: str, now: float) -> None:
         """End a request, also one that is still to come."""
         if self._newest.has_been(request):

@@ -74,6 +74,8 @@ class Requests:
         self.limits = limits
         self.sessions = Sessions()
         self.counters = Counters()
+        self.opened = 0
+        """The request whose arrival was recorded last."""
         self.prompt_cause = Cause.LENGTH
         """Of the end of a request that wants no output."""
         self.at_work: tuple[int, State] | None = None
@@ -105,7 +107,7 @@ class Requests:
         except Exception:
             self.table.withdraw(info.request)
             raise
-        counters.received = received
+        self.opened, counters.received = info.request, received
         counters.generated_tokens += len(output)
         self.effects.opened(row, info, tokens)
         refusal = refusal or self._refusal(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -12,9 +13,11 @@ import pawl.testing.injection as injection
 from pawl.actors.askers import Askers
 from pawl.actors.control.adapters import LoadAdapter, UnloadAdapter
 from pawl.actors.control.serving import PauseGeneration
+from pawl.actors.control.sessions import OpenSessionByName
 from pawl.actors.control.state import GetState
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.scheduler import Scheduler
+from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.actors.storage import Storage
 from pawl.actors.worker import Worker
 from pawl.features.request import BAD_GRAMMAR
@@ -27,6 +30,8 @@ from pawl.testing.injection import INJECTED, Place, inject, places_of
 from pawl.testing.shape import Shape
 from pawl.testing.workload import Arrival, Control, Workload
 from tests.mutants.mutant import Edit, Group, Mutant, planted
+
+Ways = Callable[[int], Strategy]
 
 NUM_SAMPLED = 36
 NIGHTLY = settings().max_examples > 1000
@@ -73,6 +78,24 @@ def test_an_exception_at_any_of_a_sample_of_lines_about_grammars_ends_at_most_on
     places = [place for place in places_of(with_grammars()) if "grammar" in f"{place.file} {place.function}".lower()]
     assert len({place.file for place in places}) >= 3
     assert broken(sampled(places), 1, with_grammars()) == []
+
+
+@pytest.mark.parametrize("strategy", [lambda seed: Fair(), lambda seed: RandomWalk(5)], ids=["in-order", "overtaken"])
+def test_a_request_that_cannot_be_taken_has_one_end_and_leaves_nothing_behind(strategy: Ways) -> None:
+    turns = [Arrival(prompt=(number,), max_new_tokens=3, session=True) for number in (1, 2)]
+    gone, other = (
+        Arrival(prompt=(5, 6, 7, 8, 9), max_new_tokens=4, leaves_after=0),
+        Arrival(prompt=(1,), max_new_tokens=2),
+    )
+    opens = Control(body=OpenSessionByName(capacity=60, session_id="session", streaming=False))
+    shape = Shape(prefill_chunk=4, mailbox=1, short=3)
+    asked = Workload(arrivals=(*turns, gone, other), shape=shape, controls=(opens,))
+    places = [place for place in places_of(asked, strategy) if place.function == "Intake.submit"]
+    tried = [(place, hit + 1) for place in places for hit in range(place.hits)]
+    results = {(place, hit): inject(asked, place, hit, strategy=strategy) for place, hit in tried}
+    assert [(str(place), hit, result.error) for (place, hit), result in results.items() if result.error] == []
+    assert len(tried) > 20
+    assert all(result.struck for result in results.values())
 
 
 @pytest.mark.slow
