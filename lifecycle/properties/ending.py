@@ -47,8 +47,9 @@ class Incarnation(Property):
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
-        # A router gives a replica what another one has lost, which may have come to that one earlier.
-        self._rising = record.config.get("replica") is None
+        # A router gives a replica what another one has lost, which may have come to that one earlier; and schedulers that
+        # are not ours have numbers as they please.
+        self._rising = record.config.keys().isdisjoint(("replica", "outside"))
         return ()
 
     @on(Submitted)
@@ -306,11 +307,12 @@ class Replies:
             return None
         return Fault(f"the gateway counts {record.count} terminal replies, {self._number} are recorded", None)
 
-    def finish(self, pairing: Pairing) -> Iterator[Fault]:
-        """What is missing when all is over; nothing, where the gateway's end is not recorded."""
+    def finish(self, pairing: Pairing, started: Started | None) -> Iterator[Fault]:
+        """What is missing when all is over; nothing, where the gateway's end is not recorded. A request that comes to a
+        replica from one that was lost may find it stopping, and not come in; its client has had tokens."""
         if not self._closed:
             return
-        begun = self._beginning
+        begun, routed = self._beginning, started is not None and "replica" in started.config
         earlier = frozenset(each.request for each in begun.arrivals) if begun is not None else frozenset[int]()
         for end in pairing.unanswered():
             if end.event == Event.FINISH and end.request in self._resumed:
@@ -322,5 +324,5 @@ class Replies:
             ended_before = begun is not None and begun.newest.has_been(answer.request) and answer.request not in earlier
             if answer.cause not in ABORT_CAUSES and not ended_before:
                 yield Fault(f"its client was told {answer.cause}, and it has not ended", answer.request)
-            elif answer.num_output and not ended_before:
+            elif answer.num_output and not ended_before and not routed:
                 yield Fault(f"{answer.num_output} tokens left for its client, and it never ran", answer.request)

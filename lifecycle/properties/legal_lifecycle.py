@@ -68,7 +68,8 @@ class LegalLifecycle(Property):
             return ()
         text = "the request had no terminal edge when the engine stopped"
         never_ended = [self.violation(history, text, request) for request in history.open]
-        return [*never_ended, *(self.violation(history, *fault) for fault in self._replies.finish(history.pairing))]
+        missing = self._replies.finish(history.pairing, history.started)
+        return [*never_ended, *(self.violation(history, *fault) for fault in missing)]
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:

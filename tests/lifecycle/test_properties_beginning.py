@@ -64,6 +64,12 @@ def test_from_no_moment_on_a_sound_run_of_one_of_several_replicas_violates_anyth
         assert judged(cut(records, at)).violations == [], f"cut before record {at}: {records[at]}"
 
 
+def test_who_came_from_a_lost_replica_to_one_that_stops_has_had_tokens_and_never_ran_there() -> None:
+    run = answered(*ANSWERS, (9, Cause.WORKER_LOST, 2))
+    assert ["never ran" in str(fault) for fault in judged(run).violations] == [True]
+    assert judged(of_several(run)).violations == []
+
+
 def test_a_text_may_stop_a_request_of_one_of_several_replicas_that_has_ended_before_a_checkpoint() -> None:
     records = of_several([*STORY.records[:-1], stopped(3, 1), STORY.records[-1]])
     assert any(moment > STORY.labels["finish 3"] for moment in moments(records))

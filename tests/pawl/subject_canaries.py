@@ -9,7 +9,7 @@ class Canary(NamedTuple):
     property: str
     """The one that it breaks."""
     told: str
-    """Words of the violation."""
+    """Words of the violation, as a regular expression."""
     old: str
     new: str
 
@@ -122,7 +122,7 @@ CANARIES = {
     ),
     "one page is never used": Canary(
         "bounded_progress",
-        "nothing is scheduled any more",
+        "nothing is scheduled any more|it has not ended after",
         "            if not self.free:\n",
         "            if len(self.free) < 2:\n",
     ),
@@ -134,7 +134,7 @@ CANARIES = {
     ),
     "requests that fit are refused": Canary(
         "bounded_progress",
-        "it was refused (too long)",
+        r"it was refused \(too long\)",
         "        self.num_sent += 1\n",
         ("        self.num_sent += 1\n        if len(request.prompt) > 4:\n            raise Refused('too long')\n"),
     ),
