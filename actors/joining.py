@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
 
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import Replica, that_needs
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.loops.intake import Order
+from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
+
+
+@dataclass
+class _Told:
+    """What one of them was told, and is to be."""
+
+    orders: deque[Order]
+    """To be, one after the other."""
+    released: set[MemoryTag] = field(default_factory=set)
+    """It was told to release, and not yet to resume."""
+    moving: bool = False
+    """It does so, and takes no other order about memory meanwhile."""
 
 
 class Joining:
@@ -22,7 +39,7 @@ class Joining:
         """`up` hears of one that is as the others are, `refused` of one that cannot be, and why."""
         self.replicas: dict[int, Replica] = {}
         """By number."""
-        self._to_tell: dict[int, deque[Order]] = {}
+        self._told: dict[int, _Told] = {}
         self._questions = questions
         self._up = up
         self._refused = refused
@@ -33,13 +50,13 @@ class Joining:
             self._refused(replica, untellable)
             return
         self.replicas[replica.number] = replica
-        self._to_tell[replica.number] = deque(orders)
+        self._told[replica.number] = _Told(deque(orders))
         self._go_on(replica)
 
     def stopped(self) -> None:
         """Nobody joins any more."""
         self.replicas.clear()
-        self._to_tell.clear()
+        self._told.clear()
 
     def ordered(self, order: Order | None) -> None:
         """The others have carried this out; None: they have refused what was ordered."""
@@ -49,10 +66,15 @@ class Joining:
                 self._forget(replica)
                 self._refused(replica, untellable)
                 continue
-            told_all = not self._to_tell[replica.number]
+            told = self._told[replica.number]
+            if isinstance(order, ResumeMemory):
+                self._resume(replica, told, set(order.tags or MemoryTag))
+                continue
+            told_all = not told.orders
             if order is not None:
-                self._to_tell[replica.number].append(order)
-            if told_all:  # at once, as the others were: what it is at may need this to end
+                told.orders.append(order)
+            # At once, as the others were: what it is at may need this to end.
+            if told_all and not (told.moving and isinstance(order, ReleaseMemory)):
                 self._go_on(replica)
 
     def hears(self, message: object) -> bool:
@@ -71,22 +93,52 @@ class Joining:
         return replica
 
     def _forget(self, replica: Replica) -> None:
-        del self.replicas[replica.number], self._to_tell[replica.number]
+        del self.replicas[replica.number], self._told[replica.number]
+
+    def _resume(self, replica: Replica, told: _Told, tags: set[MemoryTag]) -> None:
+        """The others have this memory again. What the replica is at, as reading an adapter is, may wait for that: it is
+        told before all else where it has released it, and else is not told to release it."""
+        kept: deque[Order] = deque()
+        for order in told.orders:
+            left = _tags(order) - tags if isinstance(order, ReleaseMemory) else None
+            if left is None:
+                kept.append(order)
+            elif left:
+                kept.append(msgspec.structs.replace(order, tags=_in_order(left)))
+        told.orders, resumed = kept, told.released & tags
+        if resumed:
+            told.orders.appendleft(ResumeMemory(_in_order(resumed)))
+        if not told.orders or (resumed and not told.moving):
+            self._go_on(replica)
 
     def _go_on(self, replica: Replica) -> None:
-        orders = self._to_tell[replica.number]
-        if orders:
-            self._questions.tell(replica, orders.popleft(), lambda reply: self._answered(replica, reply))
+        told = self._told[replica.number]
+        if told.orders:
+            order = told.orders.popleft()
+            if isinstance(order, ReleaseMemory | ResumeMemory):
+                told.released ^= _tags(order)
+                told.moving = True
+            self._questions.tell(replica, order, lambda reply: self._answered(replica, order, reply))
         elif not self._questions.num_lasting and not self._questions.waits_for(replica.number):
             # Else what the others are at may be to be told.
             self._forget(replica)
             self._up(replica)
 
-    def _answered(self, replica: Replica, reply: Reply) -> None:
+    def _answered(self, replica: Replica, order: Order, reply: Reply) -> None:
         if replica.number not in self.replicas:
             return
+        if isinstance(order, ReleaseMemory | ResumeMemory):
+            self._told[replica.number].moving = False
         if reply.ok:
             self._go_on(replica)
         else:
             self._forget(replica)
             self._refused(replica, reply.message)
+
+
+def _tags(order: ReleaseMemory | ResumeMemory) -> set[MemoryTag]:
+    return set(order.tags or MemoryTag)
+
+
+def _in_order(tags: set[MemoryTag]) -> tuple[MemoryTag, ...]:
+    return tuple(tag for tag in MemoryTag if tag in tags)

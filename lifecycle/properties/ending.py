@@ -47,8 +47,8 @@ class Incarnation(Property):
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
-        # A router gives a replica what another one has lost, which may have come to that one earlier; and schedulers that
-        # are not ours have numbers as they please.
+        # A router gives a replica what another one has lost, which may have come to that one earlier; and a scheduler
+        # that is not ours has numbers as it pleases.
         self._rising = record.config.keys().isdisjoint(("replica", "outside"))
         return ()
 

@@ -10,7 +10,10 @@ from pawl.actors.joining import Joining
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.names import names_of
 from pawl.actors.routed import Replica
+from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.loops.orders.adapters import LoadNumberedAdapter, UnloadAdapter
 from pawl.loops.orders.limits import SetState
+from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
 from pawl.loops.orders.serving import Pause
 
 
@@ -77,6 +80,45 @@ def test_nobody_takes_part_while_the_others_are_at_something_that_is_to_be_told(
     bench.questions.num_lasting = 0
     bench.joining.ordered(None)  # the others have refused it
     assert bench.up == [3, 4, 5]
+
+
+RELEASE, RESUME = ReleaseMemory(tags=(MemoryTag.CUDA_GRAPH,)), ResumeMemory(tags=(MemoryTag.CUDA_GRAPH,))
+LOAD, UNLOAD = LoadNumberedAdapter(name="x", path="disk:x", number=1), UnloadAdapter(name="x")
+
+
+def test_memory_is_had_again_before_what_waits_for_it_is_answered() -> None:
+    bench = Bench(3, orders=(RELEASE, LOAD, UNLOAD))
+    bench.questions.answer(3)
+    bench.joining.ordered(RESUME)  # the load waits for it
+    assert [order for _, order in bench.questions.told] == [RELEASE, LOAD, RESUME]
+    while 3 in bench.questions.waiting:
+        bench.questions.answer(3)
+    assert (bench.up, bench.refused) == ([3], [])
+
+
+def test_memory_is_had_again_once_it_is_released_and_not_meanwhile() -> None:
+    bench = Bench(3, orders=(RELEASE, LOAD))
+    bench.joining.ordered(RESUME)
+    assert bench.questions.told == [(3, RELEASE)]
+    bench.questions.answer(3)
+    assert bench.questions.told == [(3, RELEASE), (3, RESUME)]
+    bench.joining.ordered(RELEASE)  # behind the load, as all orders are
+    bench.questions.answer(3)
+    bench.questions.answer(3)
+    assert [order for _, order in bench.questions.told] == [RELEASE, RESUME, LOAD, RELEASE]
+
+
+def test_what_the_others_have_again_is_not_released_first() -> None:
+    both = ReleaseMemory(tags=(MemoryTag.WEIGHTS, MemoryTag.CUDA_GRAPH))
+    bench = Bench(3, 4, orders=(LOAD, both, LOAD))
+    bench.joining.ordered(RESUME)
+    bench.questions.answer(3)
+    assert bench.questions.told[2:] == [(3, ReleaseMemory(tags=(MemoryTag.WEIGHTS,)))]
+    bench.joining.ordered(ResumeMemory())
+    bench.questions.answer(4)
+    assert bench.questions.told[3:] == [(4, LOAD)]
+    bench.questions.answer(4)
+    assert bench.up == [4]
 
 
 def test_once_the_others_have_what_cannot_be_told_all_that_join_are_refused() -> None:
