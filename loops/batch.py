@@ -132,6 +132,14 @@ class Applied(NamedTuple):
     """Positions of each segment that are committed, [segments]."""
 
 
+class GaveWay(NamedTuple):
+    """A row that was asked to give its memory to others, as it was before."""
+
+    row: int
+    state: State
+    attempt: int
+
+
 class BatchBuilder:
     """The step being planned. Empty until segments are added."""
 
@@ -156,8 +164,8 @@ class BatchBuilder:
         """The row whose prompt began first, of those that had begun before this step."""
         self.trying: int | None = None
         """The waiting row whose admission is being tried, or was tried last."""
-        self.retracted: list[tuple[int, State]] = []
-        """Rows that gave way to this step, and the state they had; final, whatever becomes of the step."""
+        self.retracted: list[GaveWay] = []
+        """Who gave way to this step; final, whatever becomes of the step. Each may be among the admitted as well."""
 
     @property
     def empty(self) -> bool:

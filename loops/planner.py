@@ -9,7 +9,7 @@ import numpy as np
 from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Cause
 from pawl.loops.admission import Admission, next_chunk
-from pawl.loops.batch import BatchBuilder
+from pawl.loops.batch import BatchBuilder, GaveWay
 from pawl.loops.limits import LimitKeeper
 from pawl.loops.pacing import Pacing
 from pawl.loops.queues import Queues
@@ -185,7 +185,8 @@ class UnifiedPlanner:
             if not short or len(running) == 1:
                 return self._able(rows)
             victim = int(running[-1])
-            builder.retracted.append((victim, queues.table.state_of(victim)))
+            attempt = int(queues.table.attempt[victim])
+            builder.retracted.append(GaveWay(victim, queues.table.state_of(victim), attempt))
             queues.retract(victim, Cause.MEMORY)
             rows = rows[rows != victim]
             if not len(rows):

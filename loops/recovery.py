@@ -154,7 +154,10 @@ def _undone(loop: Loop, failure: str, now: float) -> set[int]:
         restored.update(planning.admitted)
         if planning.trying is not None:
             restored.add(planning.trying)
-        for row, source in planning.retracted:  # begun, and recorded nowhere
+        for row, source, _ in planning.retracted:  # begun, and recorded nowhere
+            if row in restored:
+                table.undo(row, State.QUEUED)
+            restored.discard(row)
             loop.requests.unmove(row, source)
     if loop.in_flight and loop.in_flight[0] is loop.committed:
         loop.in_flight.popleft()

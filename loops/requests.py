@@ -18,6 +18,7 @@ from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.batch import GaveWay
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects, Ending
 from pawl.loops.queues import Queues
@@ -234,16 +235,16 @@ class Requests:
         self.journal.moved(row, self.table.info(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
         counters.retractions = retractions
 
-    def gave_way(self, begun: list[tuple[int, State]], cause: Cause, now: float) -> None:
-        """Record whom planning took the memory away from, or was about to: rows with the states they had."""
+    def gave_way(self, begun: list[GaveWay], cause: Cause, now: float) -> None:
+        """Record whom planning took the memory away from, or was about to."""
         while begun:
-            row, source = begun.pop(0)
-            if self.table.state[row] == source:  # planning failed before it came to that
+            each = begun.pop(0)
+            if self.table.attempt[each.row] == each.attempt:  # planning failed before it came to that
                 continue
             try:
-                self.retracted(row, source, cause, now)
+                self.retracted(each.row, each.state, cause, now)
             except Exception:
-                begun.insert(0, (row, source))
+                begun.insert(0, each)
                 raise
 
     def strike(self, row: int, cause: Cause, message: str, now: float) -> None:

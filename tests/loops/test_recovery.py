@@ -12,7 +12,7 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.records import StepPlanned, StepRolledBack, Transition
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.batch import BatchBuilder
+from pawl.loops.batch import BatchBuilder, GaveWay
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
 from pawl.loops.recovery import FAILED, recover
@@ -218,10 +218,11 @@ def test_all_whom_a_plan_had_begun_to_retract_are_retracted_once_by_what_it_fail
     driver.step()
     driver.step()
     loop, sources = driver.loop, dict[int, State]()
-    for row in loop.queues.running().tolist():
-        sources[row] = loop.queues.retract(row, Cause.MEMORY)
     builder = BatchBuilder(loop.memory.ledger.begin(), loop.table, [])
-    builder.retracted = list(sources.items())
+    for row in loop.queues.running().tolist():
+        attempt = int(loop.table.attempt[row])
+        sources[row] = loop.queues.retract(row, Cause.MEMORY)
+        builder.retracted.append(GaveWay(row, sources[row], attempt))
     loop.planning = builder
     attempts = {row: int(loop.table.attempt[row]) for row in sources}
     moves = [record for record in failing(driver) if isinstance(record, Transition)]
@@ -232,3 +233,47 @@ def test_all_whom_a_plan_had_begun_to_retract_are_retracted_once_by_what_it_fail
     driver.run()
     assert list(driver.output_of.values()) == [expected([1, 2, 3], 8), expected([4, 5, 6], 8)]
     assert [ending.info.num_retractions for ending in driver.ending_of.values()] == [1, 1]
+
+
+def test_who_gives_way_and_is_admitted_again_in_one_plan_is_recorded_as_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(pacing="overlap", prefill_chunk=4, page_size=2)
+    loop = driver.loop
+    plan, prompts, again = loop.planner.plan, ([1, 2, 3], list(range(4, 14))), list[int]()
+
+    def squeezed(builder: BatchBuilder) -> None:
+        row = loop.table.row_of[2]
+        if again or loop.table.state_of(row) != State.PREFILLING:
+            return plan(builder)
+        builder.retracted.append(GaveWay(row, State.PREFILLING, int(loop.table.attempt[row])))
+        loop.queues.retract(row, Cause.MEMORY)
+        plan(builder)
+        again.extend(builder.admitted)
+        return None
+
+    monkeypatch.setattr(loop.planner, "plan", squeezed)
+    for prompt in prompts:
+        driver.submit(prompt, 8)
+    driver.run()
+    assert again == [1]
+    moves = [record for record in driver.records if isinstance(record, Transition) and record.request == 2]
+    assert [move.event for move in moves[1:4]] == [Event.ADMIT, Event.RETRACT, Event.ADMIT]
+    assert list(driver.output_of.values()) == [expected(prompt, 8) for prompt in prompts]
+    assert loop.counters.retractions == driver.ending_of[2].info.num_retractions
+
+
+def test_who_gives_way_and_is_admitted_again_is_retracted_once_if_that_fails() -> None:
+    driver = at_work("lockstep", [1, 2, 3], [4, 5, 6])
+    driver.step()
+    loop, row = driver.loop, driver.loop.table.row_of[2]
+    source, attempt = loop.table.state_of(row), int(loop.table.attempt[row])
+    loop.planning = builder = BatchBuilder(loop.memory.ledger.begin(), loop.table, [])
+    builder.retracted.append(GaveWay(row, source, attempt))
+    loop.queues.retract(row, Cause.MEMORY)
+    loop.planner.plan(builder)
+    assert builder.admitted == [row]
+    builder.trying = None  # whoever is, ends
+    moves = [record for record in failing(driver) if isinstance(record, Transition) and record.request == 2]
+    assert [(move.source, move.event) for move in moves] == [(source, Event.RETRACT)]
+    driver.run()
+    assert list(driver.output_of.values()) == [expected([1, 2, 3], 8), expected([4, 5, 6], 8)]
+    assert driver.ending_of[2].info.num_retractions == 1
