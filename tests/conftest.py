@@ -156,6 +156,7 @@ def _bounded_memory() -> Iterator[None]:
     """What the tests of one file have loaded is gone before the next file."""
     yield
     give_memory_back()
+    gc.freeze()  # what is left stays, as what is imported does
 
 
 @pytest.fixture(autouse=True)

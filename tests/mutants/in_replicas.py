@@ -146,7 +146,7 @@ REPLICAS = (
         "what_is_ordered_while_one_joins_is_not_told",
         "weight_epochs",
         "A replica that joins is told what was ordered before it was started, and nothing of what came meanwhile.",
-        Edit(Joining.ordered, "self._to_tell[replica.number].append(order)", "pass"),
+        Edit(Joining.ordered, "told.orders.append(order)", "pass"),
     ),
     _mutant(
         "pause_that_was_over_is_told_to_who_joins",

@@ -87,9 +87,9 @@ def test_from_a_trace_on_disk_to_the_violation_by_commands(
         assert main(["replay", str(saved)]) == 0
         assert "simulated admission_is_monotone" in capsys.readouterr().out
         words = ["--workload", str(saved), "--schedules", "60", "--seed", "0", "--workers", "1"]
-        words += ["--shrink-seconds", "0", "--strategy", "random"]
+        words += ["--shrink-seconds", "0"]
         assert main(["explore", *words, "--output", str(found)]) == 1
-        assert "admission_is_monotone" in capsys.readouterr().out
+        assert "violations: 1" in capsys.readouterr().out  # of one property or another: the defect breaks several
         assert main(["replay", str(found)]) == 0
     assert main(["replay", str(saved)]) == 1
     assert "it did not show" in capsys.readouterr().out
