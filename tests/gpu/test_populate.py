@@ -45,6 +45,12 @@ def resident(array: NDArray[np.uint8]) -> float:
     return float((found & 1).mean())
 
 
+def fresh(*shape: int) -> NDArray[np.uint8]:
+    """Zeros that have no memory yet: what the allocator gives may be what somebody had before."""
+    private = mmap.mmap(-1, int(np.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(private, np.uint8).reshape(shape)
+
+
 def work(ahead: Ahead, page: int) -> None:
     """To the end of what is begun."""
     ahead.reached(page)
@@ -53,7 +59,7 @@ def work(ahead: Ahead, page: int) -> None:
 
 
 def test_a_bounded_number_of_pages_ahead_has_memory_and_bytes_stay() -> None:
-    rows = np.zeros((3, 256, PAGE_BYTES), np.uint8)
+    rows = fresh(3, 256, PAGE_BYTES)
     rows[1, 20] = 7
     ahead = Ahead(rows, 3 * 32 * PAGE_BYTES)
     work(ahead, 0)
@@ -72,7 +78,7 @@ def test_a_bounded_number_of_pages_ahead_has_memory_and_bytes_stay() -> None:
 
 
 def test_what_is_given_back_has_no_memory_until_it_is_had_again() -> None:
-    rows = np.zeros((2, 128, PAGE_BYTES), np.uint8)
+    rows = fresh(2, 128, PAGE_BYTES)
     ahead = Ahead(rows, rows.nbytes)
     work(ahead, 0)
     ahead.close()
