@@ -13,7 +13,7 @@ from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import Replica, that_needs
-from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.loops.intake import Order
 from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
 
@@ -68,7 +68,7 @@ class Joining:
                 continue
             told = self._told[replica.number]
             if isinstance(order, ResumeMemory):
-                self._resume(replica, told, set(order.tags or MemoryTag))
+                self._resume(replica, told, _tags(order))
                 continue
             told_all = not told.orders
             if order is not None:
@@ -104,10 +104,10 @@ class Joining:
             if left is None:
                 kept.append(order)
             elif left:
-                kept.append(msgspec.structs.replace(order, tags=_in_order(left)))
+                kept.append(msgspec.structs.replace(order, tags=in_order(left)))
         told.orders, resumed = kept, told.released & tags
         if resumed:
-            told.orders.appendleft(ResumeMemory(_in_order(resumed)))
+            told.orders.appendleft(ResumeMemory(in_order(resumed)))
         if not told.orders or (resumed and not told.moving):
             self._go_on(replica)
 
@@ -138,7 +138,3 @@ class Joining:
 
 def _tags(order: ReleaseMemory | ResumeMemory) -> set[MemoryTag]:
     return set(order.tags or MemoryTag)
-
-
-def _in_order(tags: set[MemoryTag]) -> tuple[MemoryTag, ...]:
-    return tuple(tag for tag in MemoryTag if tag in tags)

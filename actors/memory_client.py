@@ -5,7 +5,7 @@ from __future__ import annotations
 from pawl.actors.messages.memory import MemoryReleased, MoveMemory
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.loops.intake import Intake
 
 
@@ -33,8 +33,7 @@ class MemoryClient:
         released = intake.loop.released
         if released != self._told:
             self._told = released
-            told = MemoryReleased(tuple(tag for tag in MemoryTag if tag in released))
-            self._actor.context.send(self._names.gateway, told, Lane.CONTROL)
+            self._actor.context.send(self._names.gateway, MemoryReleased(in_order(released)), Lane.CONTROL)
 
     def recovered(self) -> None:
         """The scheduler has failed in the middle of something: all are told again, and the worker answers again."""

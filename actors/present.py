@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.loops.intake import Order
 from pawl.loops.orders.adapters import LoadAdapter, LoadNumberedAdapter, UnloadAdapter
 from pawl.loops.orders.cache import FlushCache
@@ -109,6 +109,5 @@ class Present:
         orders += [self._limits] if self._limits.given() else []
         orders += [] if self._delay is None else [self._delay]
         if self._released:
-            tags = tuple(tag for tag in MemoryTag if tag in self._released)
-            orders.append(ReleaseMemory(tags=tags, timeout_s=REST_S))
+            orders.append(ReleaseMemory(tags=in_order(self._released), timeout_s=REST_S))
         return [*orders, Pause()] if self.paused else orders

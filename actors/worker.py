@@ -33,7 +33,7 @@ from pawl.actors.tiers.page_copier import PageCopier
 from pawl.gpu.profiler import Profiler, ProfileRefused
 from pawl.gpu.step_runner import MemoryRefused, RunnerLost, StepRunner
 from pawl.gpu.tracers import torch_tracer
-from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
+from pawl.lifecycle.machines.memory import ResidencyEvent, in_order
 from pawl.lifecycle.machines.profiling import Profiling
 from pawl.lifecycle.step import StepBatch
 from pawl.loops.intake import Outcome
@@ -175,8 +175,8 @@ class Worker(Actor):
         except Exception as error:
             log.exception("memory could not be released or resumed")
             failure = f"{UNMOVED}: {type(error).__name__}: {error!s:.300}"
-        released = tuple(tag for tag in MemoryTag if tag in self.runner.released)
-        self.context.send(self._names.scheduler, MoveEnded(message.ticket, released, failure), Lane.CONTROL)
+        ended = MoveEnded(message.ticket, in_order(self.runner.released), failure)
+        self.context.send(self._names.scheduler, ended, Lane.CONTROL)
 
     def _execute(self, batch: StepBatch) -> None:
         if batch.step < self._next_step:

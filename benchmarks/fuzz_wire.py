@@ -21,6 +21,8 @@ TEXTS = (
 DEPTHS = (3, 100, 1_000, 1_025, 5_000, 100_000)
 LEAVES_AFTER = (0, 1, 12, 200, 400, 2_000)
 """Bytes of the reply that a client who leaves has read."""
+MOST_SAID = 2_000
+"""Characters that an error says at the most, however much it was sent."""
 _VALUE = re.compile(r'(?<=[:\[,])\s*("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null)')
 _MEMBER = re.compile(r'"[^"\\]*": ("(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null)')
 
@@ -110,8 +112,6 @@ def wrong_in(reply: bytes, path: str) -> str | None:
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
     if not headers.get("content-type", "").startswith("application/json"):
         return f"an error of type {headers.get('content-type')!r}"
-    if not body and path.startswith("HEAD "):
-        return None
     try:
         error = json.loads(body[: int(headers["content-length"])])["error"]
     except (ValueError, KeyError, TypeError) as problem:
@@ -125,7 +125,3 @@ def _wrong_error(error: Mapping[str, Any], openai: bool) -> str | None:
     if openai and not {"type", "param", "code"} <= set(error):
         return f"members {sorted(error)}"
     return None
-
-
-MOST_SAID = 2_000
-"""Characters that an error says at the most, however much it was sent."""

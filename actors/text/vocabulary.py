@@ -29,9 +29,9 @@ ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 WORD_BYTES = 4096
 """Of a word that is one unknown token, and the white space around it."""
 MOST_TOKENS = 1 << 24
+"""Ids that tables are made for: a file may name any number."""
 MOST_TEMPLATE_BYTES = 1 << 20
 """Of one chat template: the longest there are have a twentieth of it."""
-"""Ids that tables are made for: a file may name any number."""
 
 
 def is_panic(error: BaseException) -> bool:
@@ -73,9 +73,9 @@ class Vocabulary:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.chat_templates = dict(chat_templates or {})
+        """By name; the one a request gets unless it brings tools is `default`."""
         if any(len(text) > MOST_TEMPLATE_BYTES for text in self.chat_templates.values()):
             raise UnsupportedVocabulary(f"a chat template has more than {MOST_TEMPLATE_BYTES >> 20} MiB")
-        """By name; the one a request gets unless it brings tools is `default`."""
 
     @classmethod
     def load(cls, path: str | Path, num_embeddings: int = 0) -> Vocabulary:

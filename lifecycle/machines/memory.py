@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -16,6 +17,11 @@ class MemoryTag(StrEnum):
     WEIGHTS = "weights"
     CUDA_GRAPH = "cuda_graph"
     """Recorded steps; on a device without any it has no bytes."""
+
+
+def in_order(tags: Collection[MemoryTag]) -> tuple[MemoryTag, ...]:
+    """These, in the order in which all are told of them."""
+    return tuple(tag for tag in MemoryTag if tag in tags)
 
 
 class Residency(StrEnum):

@@ -44,6 +44,7 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import StepBatch
 from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.orders.adapters import AdapterFailed
 from pawl.loops.orders.cache import FlushCache
@@ -125,7 +126,8 @@ def test_a_fence_that_failed_holds() -> None:
     assert [sent.message for sent in context.take_sent()] == [Filled(3, 0)]
 
 
-def test_steps_that_a_failed_worker_had_launched_are_lost_and_those_after_them_until_it_is_reset() -> None:
+def launched() -> tuple[Worker, ManualContext, StepBatch]:
+    """A worker that has launched a step, and not answered."""
     bench = Bench(pacing="lockstep")
     bench.tell(bench.submit(1, [1, 2, 3]))
     (batch,) = (sent.message.batch for sent in bench.context.take_sent() if isinstance(sent.message, Execute))
@@ -134,6 +136,11 @@ def test_steps_that_a_failed_worker_had_launched_are_lost_and_those_after_them_u
     worker = Worker(runner)
     context = ManualContext(worker, NAMES.worker)
     worker.receive(Execute(batch))
+    return worker, context, batch
+
+
+def test_steps_that_a_failed_worker_had_launched_are_lost_and_those_after_them_until_it_is_reset() -> None:
+    worker, context, batch = launched()
     context.take_sent()
     lost = ExecuteFailed(batch.step, f"RuntimeError: {ERROR}")
     assert spared(worker, None, context) == [(NAMES.scheduler, lost)]
@@ -144,14 +151,7 @@ def test_steps_that_a_failed_worker_had_launched_are_lost_and_those_after_them_u
 
 
 def test_a_worker_answers_no_step_that_it_had_launched_before_it_was_reset() -> None:
-    bench = Bench(pacing="lockstep")
-    bench.tell(bench.submit(1, [1, 2, 3]))
-    (batch,) = (sent.message.batch for sent in bench.context.take_sent() if isinstance(sent.message, Execute))
-    runner = Ghost.for_shape(bench.scheduler.config)
-    runner.depth = 1
-    worker = Worker(runner)
-    context = ManualContext(worker, NAMES.worker)
-    worker.receive(Execute(batch))
+    worker, context, batch = launched()
     worker.receive(ResetWorker(batch.step + 1))
     worker.settled()
     assert context.take_sent() == []
