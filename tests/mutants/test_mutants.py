@@ -1,4 +1,4 @@
-"""Every mutant is caught, quickly, where the table found it; and the code as it is passes the same runs."""
+"""Every mutant is caught, quickly, where the table found it; the code as it is passes there, and decides as it did."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections import Counter
 import pytest
 
 from pawl.memory.memory import Memory
+from tests.mutants import golden
 from tests.mutants.everything import MUTANTS
 from tests.mutants.mutant import Edit, EditFails, Group, Mutant, planted
 from tests.mutants.places import FOLDER, place_of
 
-FEW = 3
-"""Schedules of the code as it is."""
 SLOW = frozenset(
     {
         "dead_prefill_replica_is_asked",
@@ -40,13 +39,17 @@ def test_a_mutant_is_caught(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", EACH)
-def test_the_code_as_it_is_passes_where_the_mutant_was_caught(mutant: Mutant) -> None:
-    found = place_of(mutant.name).explored(FEW).found
-    assert found is None, str(found)
+def test_the_code_as_it_is_passes_where_the_mutant_was_caught_and_decides_as_it_did(mutant: Mutant) -> None:
+    result, runs = golden.runs_of(place_of(mutant.name))
+    assert result.failure is None, str(result.failure)
+    changed = golden.changed(golden.kept()[mutant.name], golden.marks(runs))
+    assert not changed, f"{changed} are others: if that is meant, python -m tests.mutants.golden"
 
 
 def test_no_place_is_left_of_a_mutant_that_has_gone() -> None:
-    assert {path.stem for path in FOLDER.iterdir()} == {mutant.name for mutant in MUTANTS}
+    names = [mutant.name for mutant in MUTANTS]
+    assert {path.stem for path in FOLDER.iterdir()} == set(names)
+    assert list(golden.kept()) == names
 
 
 def test_every_group_of_properties_has_mutants() -> None:

@@ -1,0 +1,141 @@
+"""What the engine does, without a mutant, where each mutant is caught: digests, kept in `golden.txt`.
+
+A change of the source that changes a decision, an answer or a count anywhere in these runs shows there, and says so by
+writing them anew:
+
+    python -m tests.mutants.golden           write golden.txt, and tell whose runs have changed, and in what
+    python -m tests.mutants.golden NAME      print those runs, to be compared with what the commit before prints
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from pawl.actors.simulation.case import Case
+from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.exploration import Result, explore
+from pawl.lifecycle.records import ENCODER, Checkpoint, Record, Started
+from pawl.testing.cluster import Cluster
+from pawl.testing.exploring import STRATEGIES, most_steps, scenario_of
+from tests.mutants.everything import MUTANTS
+from tests.mutants.places import Place, place_of
+
+FILE = Path(__file__).with_name("golden.txt")
+FEW = 3
+"""Schedules of each place."""
+
+
+class Shown(NamedTuple):
+    """What one run shows, line by line."""
+
+    schedule: list[str]
+    """What happened next, among all that could have."""
+    records: list[str]
+    """Of every replica."""
+    told: list[str]
+    """To each client, and to whoever sent a control message."""
+    counted: list[str]
+    """By every replica, and by the gateway."""
+
+
+def shown(run: Cluster) -> Shown:
+    """Of a run that has ended."""
+    desk, replicas = run.desk, run.replicas
+    clients = [
+        (client.request, client.tokens, client.text, client.scores, client.prompt_scores, client.vectors, client.spans)
+        for client in desk.clients
+    ]
+    ends = [(client.done, client.refusal, client.left, client.first_at) for client in desk.clients]
+    return Shown(
+        run.system.choices.labels,
+        [_line(_unconfigured(record)) for replica in replicas for record in replica.trace.records],
+        [_line(each) for each in (*clients, *ends, *desk.answers)],
+        [_line(replica.scheduler.loop.counters) for replica in replicas] + [_line(desk.totals), repr(run.state())],
+    )
+
+
+def _unconfigured(record: Record) -> Record:
+    """Without the settings that the run began with: a new one, at its default, changes nothing that is done."""
+    if isinstance(record, Started):
+        return msgspec.structs.replace(record, config={})
+    if isinstance(record, Checkpoint):
+        return msgspec.structs.replace(record, started=_unconfigured(record.started))
+    return record
+
+
+def _line(value: object) -> str:
+    """As a record is written, and columns of numbers as their bytes."""
+    return repr(msgspec.msgpack.decode(ENCODER.encode(value)))
+
+
+def runs_of(place: Place) -> tuple[Result, list[Shown]]:
+    """The first schedules of a place, with the code as it is at the moment."""
+    made: list[Case] = []
+    scenario = scenario_of(place.workload, place.faults)
+
+    def keeping(source: ChoiceSource) -> Case:
+        case = scenario(source)
+        made.append(case)
+        return case
+
+    strategy = STRATEGIES[place.strategy](place.seed)
+    result = explore(keeping, strategy, FEW, max_steps=most_steps(place.workload), most_shrink_runs=0)
+    return result, [shown(case) for case in made if isinstance(case, Cluster)]
+
+
+def marks(runs: list[Shown]) -> list[str]:
+    """A word for each part of them all."""
+    return [_mark(line for run in runs for line in run[part]) for part in range(len(Shown._fields))]
+
+
+def _mark(lines: Iterator[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=4).hexdigest()
+
+
+def kept() -> dict[str, list[str]]:
+    """What `golden.txt` holds, by the name of the mutant."""
+    rows = (line.split() for line in FILE.read_text().splitlines() if not line.startswith("#"))
+    return {name: marks for name, *marks in rows}
+
+
+def changed(before: list[str], now: list[str]) -> list[str]:
+    """The parts that are others now."""
+    return [part for part, one, other in zip(Shown._fields, before, now, strict=True) if one != other]
+
+
+def write() -> None:
+    """Write the file anew, and say what has changed."""
+    before, lines = kept() if FILE.exists() else {}, ["# mutant " + " ".join(Shown._fields)]
+    for mutant in MUTANTS:
+        now = marks(runs_of(place_of(mutant.name))[1])
+        lines.append(" ".join([mutant.name, *now]))
+        if now != before.get(mutant.name):
+            print(mutant.name, *(changed(before[mutant.name], now) if mutant.name in before else ["new"]), flush=True)
+    FILE.write_text("\n".join(lines) + "\n")
+
+
+def tell(name: str) -> None:
+    """Print what the runs of one mutant show."""
+    for number, run in enumerate(runs_of(place_of(name))[1], 1):
+        for part, lines in run._asdict().items():
+            print(f"# schedule {number}: {part}", *lines, sep="\n")
+
+
+def main() -> None:
+    """Write the file, or print the runs of those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    for name in (names := parser.parse_args().names):
+        tell(name)
+    if not names:
+        write()
+
+
+if __name__ == "__main__":
+    main()
