@@ -70,8 +70,8 @@ def _unconfigured(record: Record) -> Record:
 
 
 def _line(value: object) -> str:
-    """As a record is written, and columns of numbers as their bytes."""
-    return repr(msgspec.msgpack.decode(ENCODER.encode(value)))
+    """As a record is written, and columns of numbers as their bytes. Names of files are from this folder."""
+    return repr(msgspec.msgpack.decode(ENCODER.encode(value))).replace(str(Path.cwd()), ".")
 
 
 def runs_of(place: Place) -> tuple[Result, list[Shown]]:
