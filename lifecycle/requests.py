@@ -34,6 +34,8 @@ FIRST_DRAFT = 2
 
 _STATES: dict[int, State] = {state: state for state in State}
 """By number: in an eighth of the time that the enumeration takes to look one up."""
+_PAGE = mmap.PAGESIZE // 4
+"""Tokens in a page of the machine's memory."""
 FEW = 2
 """Up to so many rows one after the other take less time than calls of numpy for all of them."""
 
@@ -102,7 +104,7 @@ class RequestTable:
         """Those of them that were accepted."""
         self.stop_tokens: Int32s = np.full((capacity, MAX_STOP_TOKENS), -1, np.int32)
         self.tokens: Int32s = _untouched(capacity, max_context + 1)
-        """[capacity, max_context + 1], of requests that have been admitted; touched only as far as these reach."""
+        """[capacity, max_context + 1 at least], of requests that have been admitted; touched as far as these reach."""
         self._all_tokens = self.tokens.reshape(-1)
         self._prompts: dict[int, Int32s] = {}
         """By row, of requests that have never been admitted: a queue may be long, and a row of `tokens` takes pages."""
@@ -148,7 +150,8 @@ class RequestTable:
         self.max_tokens[row] = num_prompt + wanted
         self.max_length[row] = max(num_prompt, num_prompt + wanted - 1)
         self.stop_tokens[row] = -1
-        self.stop_tokens[row, : len(stops)] = stops
+        if stops:
+            self.stop_tokens[row, : len(stops)] = stops
         self.adapter[row] = adapter_of(info.namespace)
         self.infos[row] = info
 
@@ -259,8 +262,10 @@ class RequestTable:
 
 
 def _untouched(rows: int, width: int) -> Int32s:
-    """Zeros, [rows, width], of which only what is written takes memory. numpy would ask for huge pages, which make
-    whole rows resident."""
+    """Zeros, [rows, at least width], of which only what is written takes memory. numpy would ask for huge pages, which
+    make whole rows resident. Rows longer than a page begin with one: a prompt that straddles two makes both so."""
+    if width > _PAGE:
+        width += -width % _PAGE
     pages = mmap.mmap(-1, max(4 * rows * width, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):  # a system without huge pages
         pages.madvise(mmap.MADV_NOHUGEPAGE)

@@ -149,8 +149,6 @@ class Admission:
         if page is not None:
             computing.add(page)
         info.num_cached = info.num_cached if info.num_retractions else min(granted.num_cached, info.most_cached)
-        if segment.last:
-            queues.prompt_planned(row)
         return segment.length
 
     def _computing(self) -> set[PrefixKey]:

@@ -224,6 +224,7 @@ class Loop:
             plan_failed(self, builder, failure, now)
             self.planning = None
             return None
+        self.queues.prompts_planned([segment.row for segment in builder.prefills if segment.last])
         self.requests.gave_way(builder.retracted, Cause.MEMORY, now)
         if builder.empty:
             self.memory.ledger.discard(transaction)

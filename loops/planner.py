@@ -121,8 +121,6 @@ class UnifiedPlanner:
         if queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length) is None:
             return None
         builder.prefill(segment, page_table.entries(slot, first))
-        if segment.last:
-            queues.prompt_planned(row)
         return budget - segment.length
 
     def _decode(self, builder: BatchBuilder) -> None:

@@ -10,7 +10,7 @@ decoding while its state is still PREFILLING (overlap).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -132,10 +132,12 @@ class Queues:
             else:
                 self._requeue(row)
 
-    def prompt_planned(self, row: int) -> None:
-        """The last known token of the row is in this step: from the next one on it decodes."""
-        del self.prefilling[row]
-        self.decoding = np.concatenate((self.decoding, np.array((row,), np.intp)))
+    def prompts_planned(self, rows: Sequence[int]) -> None:
+        """The last known tokens of these rows are in this step: from the next one on they decode."""
+        for row in rows:
+            del self.prefilling[row]
+        if rows:
+            self.decoding = np.concatenate((self.decoding, np.array(rows, np.intp)))
 
     def had_turns(self, rows: Indices) -> None:
         """These decoding rows are in the step that is launched: behind all others they wait for their next."""

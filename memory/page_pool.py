@@ -144,7 +144,7 @@ class PagePool:
         """The prefix cache becomes one more referrer of these owned pages."""
         index = pages.astype(np.intp)
         referrers = self.refcount[index]
-        if 1 in self.in_cache[index].tobytes() or 1 in (referrers < ONE).tobytes():
+        if 1 in self.in_cache[index].tobytes() or np.count_nonzero(referrers) < len(pages):
             raise MemoryViolation("the cache adopts owned pages, once", pages=pages)
         self.refcount[index] = referrers + ONE
         self.in_cache[index] = True

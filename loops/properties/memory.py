@@ -143,9 +143,10 @@ class AllocationIsATransaction(StateProperty):
     def check_admitted(self, loop: Loop) -> None:
         table, memory, rows = loop.table, loop.memory, loop.queues.oldest_first()
         lengths = np.minimum(table.num_tokens[rows] + loop.planner.lookahead, table.max_length[rows])
-        admitted = loop.planning.admitted if loop.planning is not None else ()
-        before = np.flatnonzero(~np.isin(rows, admitted))
-        lengths[before[:1]] = table.max_length[rows[before[:1]]]
+        admitted = set(loop.planning.admitted) if loop.planning is not None else ()
+        oldest = next((index for index, row in enumerate(rows) if row not in admitted), None)
+        if oldest is not None:
+            lengths[oldest] = table.max_length[rows[oldest]]
         slots = table.slot[rows]
         secured = memory.page_table.num_pages[slots] + memory.escrow.promised[slots]
         short = secured * memory.page_size < lengths
