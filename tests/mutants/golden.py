@@ -12,23 +12,33 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from pawl.actors.control.state import GetState, state_of
+from pawl.actors.measures import Operation
 from pawl.actors.simulation.case import Case
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Result, explore
 from pawl.lifecycle.records import ENCODER, Checkpoint, Record, Started
+from pawl.loops.snapshot import snapshot_of
+from pawl.memory.snapshot import NoSnapshot
+from pawl.testing.clients import FrontDesk
 from pawl.testing.cluster import Cluster
 from pawl.testing.exploring import STRATEGIES, most_steps, scenario_of
+from pawl.testing.replica import SimulatedReplica
 from tests.mutants.everything import MUTANTS
 from tests.mutants.places import Place, place_of
 
 FILE = Path(__file__).with_name("golden.txt")
 FEW = 3
 """Schedules of each place."""
+EVERY = 50
+"""Steps of a run after which its replicas are asked again."""
 
 
 class Shown(NamedTuple):
@@ -42,9 +52,41 @@ class Shown(NamedTuple):
     """To each client, and to whoever sent a control message."""
     counted: list[str]
     """By every replica, and by the gateway."""
+    asked: list[str]
+    """What every replica says of itself on the way, to whoever asks, and to a checkpoint where no step is in flight."""
 
 
-def shown(run: Cluster) -> Shown:
+class Watched(NamedTuple):
+    """One run, and what its replicas were asked on the way."""
+
+    case: Case
+    asked: list[str]
+
+
+def watched(case: Case) -> Watched:
+    """A run that is about to begin."""
+    steps, before, asked = count(1), case.stepped, list[str]()
+
+    def stepped() -> None:
+        before()
+        if next(steps) % EVERY == 0 and isinstance(case, Cluster):
+            asked.extend(line for replica in case.replicas for line in _said(replica))
+
+    case.stepped = stepped  # type: ignore[method-assign]
+    return Watched(case, asked)
+
+
+def _said(replica: SimulatedReplica) -> Iterator[str]:
+    """By a replica, of itself."""
+    scheduler = replica.scheduler
+    yield _line(state_of(scheduler, GetState(detail=True)).facts)
+    # Lower tiers send what they have gathered before a snapshot: to ask them would be to take part.
+    if not (scheduler.loop.in_flight or scheduler.loop.companions):
+        with suppress(NoSnapshot):
+            yield _line(snapshot_of(scheduler.intake))
+
+
+def shown(run: Cluster, asked: list[str]) -> Shown:
     """Of a run that has ended."""
     desk, replicas = run.desk, run.replicas
     clients = [
@@ -56,8 +98,17 @@ def shown(run: Cluster) -> Shown:
         run.system.choices.labels,
         [_line(_unconfigured(record)) for replica in replicas for record in replica.trace.records],
         [_line(each) for each in (*clients, *ends, *desk.answers)],
-        [_line(replica.scheduler.loop.counters) for replica in replicas] + [_line(desk.totals), repr(run.state())],
+        [*(_line(replica.scheduler.loop.counters) for replica in replicas), *_of_the_gateway(desk), repr(run.state())],
+        asked + [line for replica in replicas for line in _said(replica)],
     )
+
+
+def _of_the_gateway(desk: FrontDesk) -> Iterator[str]:
+    yield _line(desk.totals)
+    yield _line(desk.requests.queue_time.plain())
+    for operation in Operation:
+        durations = desk.requests.durations[operation]
+        yield from (_line(each.plain()) for each in (durations.request, durations.first_token, durations.output_token))
 
 
 def _unconfigured(record: Record) -> Record:
@@ -76,17 +127,16 @@ def _line(value: object) -> str:
 
 def runs_of(place: Place) -> tuple[Result, list[Shown]]:
     """The first schedules of a place, with the code as it is at the moment."""
-    made: list[Case] = []
+    made: list[Watched] = []
     scenario = scenario_of(place.workload, place.faults)
 
     def keeping(source: ChoiceSource) -> Case:
-        case = scenario(source)
-        made.append(case)
-        return case
+        made.append(watched(scenario(source)))
+        return made[-1].case
 
     strategy = STRATEGIES[place.strategy](place.seed)
     result = explore(keeping, strategy, FEW, max_steps=most_steps(place.workload), most_shrink_runs=0)
-    return result, [shown(case) for case in made if isinstance(case, Cluster)]
+    return result, [shown(case, asked) for case, asked in made if isinstance(case, Cluster)]
 
 
 def marks(runs: list[Shown]) -> list[str]:
@@ -106,7 +156,7 @@ def kept() -> dict[str, list[str]]:
 
 def changed(before: list[str], now: list[str]) -> list[str]:
     """The parts that are others now."""
-    return [part for part, one, other in zip(Shown._fields, before, now, strict=True) if one != other]
+    return [part for part, one, other in zip_longest(Shown._fields, before, now) if one != other]
 
 
 def write() -> None:
