@@ -201,7 +201,8 @@ class Journal:
             return
         self._num_bytes += STEP_BYTES + ROW_BYTES * len(rows) + ENTRY_BYTES * len(batch.pages)
         if admitted:
-            starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
+            prompts = ~batch.chained
+            starts = dict(zip(rows[prompts].tolist(), batch.starts[prompts].tolist(), strict=True))
             for count, row in enumerate(admitted, 1):
                 if count <= self._num_admitted:
                     continue

@@ -21,6 +21,7 @@ from pawl.memory.arrays import NO_PAGES, ONE, Bools, Indices, Int32s
 from pawl.memory.checks import check_counters, check_memory, check_promises
 from pawl.memory.digest import MASK
 from pawl.memory.escrow import Escrow
+from pawl.memory.moves import moves_of
 from pawl.memory.page_pool import PagePool, Reservation, consecutive
 from pawl.memory.page_table import NO_ENTRIES, PageEntries, PageTable
 from pawl.memory.prefix.base import Eviction, Hold, PrefixCache
@@ -53,12 +54,12 @@ class Memory:
         self._page_size = np.array(self.page_size, np.int32)
         self.windows: Windows = Windows() if windows is None else windows
         self.ledger = Ledger() if windows is None else windows.ledger
-        self.pages = PagePool(num_pages, self.page_size, self.ledger)
+        self.pages = PagePool(num_pages, self.page_size, self.ledger, moves_of(cache))
         self.slots = SlotPool(num_slots, self.ledger)
         self.escrow = Escrow(num_slots, self.ledger.digest)
         self.cache = cache
         self.max_context = min(max_context, num_pages * self.page_size)
-        self.page_table = PageTable(self.ledger.digest, num_slots, -(-self.max_context // self.page_size), num_pages)
+        self.page_table = PageTable(self.ledger.digest, num_slots, self.max_context, self.pages)
         self.pools = (self.pages, *self.windows.pools)
         """Every pool of pages: of full pages, and of window pages where there are any."""
         self._undo = Undo(self)
@@ -77,20 +78,19 @@ class Memory:
         slot = self.slots.take(transaction)
         if slot is None:
             return None
-        table, undo = self.page_table, self._undo
-        with transaction.change(undo.hold, slot):
+        table = self.page_table
+        with transaction.change(self._undo.admit, slot):
             known = tokens[: len(tokens) - 1] if use_cache else tokens[:0]
             hold = self.cache.match_and_hold(known, namespace, priority)
             table.hold(slot, hold, namespace)
-        pages = hold.pages
-        if len(pages):
-            with transaction.change(undo.share, slot, pages):
-                self.pages.share(pages)
-        with transaction.change(undo.admit, slot):
+            pages = hold.pages
             if len(pages):
                 table.append_to(slot, 0, pages)
                 table.reach(slot, hold.num_tokens)
             self.windows.join(slot, pages)
+        if len(pages):
+            with transaction.change(self._undo.share, slot, pages):
+                self.pages.share(pages)
         return Granted(slot, hold.num_tokens)
 
     def demand(self, slots: Indices, lengths: Int32s) -> Int32s:
@@ -140,7 +140,7 @@ class Memory:
         table = self.page_table
         before = int(table.num_pages[slot])
         count = -(-length // self.page_size) - before
-        pages = NO_PAGES
+        pages, covered = NO_PAGES, 0
         if count > 0:
             covered = min(count, int(self.escrow.promised[slot]))
             if not self._allows(count - covered) or not self.make_room(count):
@@ -149,10 +149,9 @@ class Memory:
             if taken is None:
                 return None
             pages = taken
+        with transaction.change(self._undo.extend_slot, slot, before, int(table.length[slot]), covered):
             if covered:
-                with transaction.change(self._undo.spend_slot, slot, covered):
-                    self.escrow.promise(slot, -covered)
-        with transaction.change(self._undo.extend_slot, slot, before, int(table.length[slot])):
+                self.escrow.promise(slot, -covered)
             if count > 0:
                 table.append_to(slot, before, pages)
             table.reach(slot, length)

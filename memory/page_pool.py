@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pawl.memory import moves
 from pawl.memory.arrays import ONE, Int32s, Int64s
 from pawl.memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
+from pawl.memory.moves import Moves
 from pawl.memory.transaction import Ledger, Transaction
 from pawl.memory.violation import MemoryViolation
 
@@ -50,6 +52,7 @@ class PagePool:
         "free",
         "generation",
         "in_cache",
+        "moves",
         "owned",
         "page_size",
         "quarantined",
@@ -58,10 +61,11 @@ class PagePool:
         "total",
     )
 
-    def __init__(self, total: int, page_size: int, ledger: Ledger) -> None:
+    def __init__(self, total: int, page_size: int, ledger: Ledger, moves: Moves = moves) -> None:
         if total < 1 or page_size < 1:
             raise ValueError(f"a pool needs pages: total={total}, page_size={page_size}")
         self._ledger = ledger
+        self.moves = moves
         self._digest = ledger.digest
         self._stream = ledger.digest.stream()
         self._keys = keys(self._stream, total)
@@ -88,21 +92,19 @@ class PagePool:
             return None
         self.free -= count
         pages = self._free_stack[self.free : self.free + count][::-1].copy()
-        index = pages.astype(np.intp)
-        added = self._keys[index]
+        added = self._keys[pages.astype(np.intp)]
         with transaction.change(self._untake, pages, added):
-            self.refcount[index] = 1
+            weight = self.moves.take(pages, self.refcount, self.in_cache, self._keys)
             self.owned += count
-            self._digest.value += total(added)
+            self._digest.value += weight
         return pages
 
     def share(self, pages: Int32s) -> None:
         """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own."""
-        index = pages.astype(np.intp)
-        if 0 in self.in_cache[index].tobytes():
-            raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[index]])
-        self.refcount[index] += ONE
-        self._digest.value += total(self._keys[index])
+        weight = self.moves.share(pages, self.refcount, self.in_cache, self._keys)
+        if weight is None:
+            raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[pages]])
+        self._digest.value += weight
 
     def _untake(self, pages: Int32s, added: Int64s) -> None:
         # A request that left while its step was in flight has given its pages back already: they wait at the fence.
@@ -142,13 +144,10 @@ class PagePool:
 
     def adopt(self, pages: Int32s) -> None:
         """The prefix cache becomes one more referrer of these owned pages."""
-        index = pages.astype(np.intp)
-        referrers = self.refcount[index]
-        if 1 in self.in_cache[index].tobytes() or np.count_nonzero(referrers) < len(pages):
+        weight = self.moves.adopt(pages, self.refcount, self.in_cache, self._keys)
+        if weight is None:
             raise MemoryViolation("the cache adopts owned pages, once", pages=pages)
-        self.refcount[index] = referrers + ONE
-        self.in_cache[index] = True
-        self._digest.value += (1 + CACHED) * total(self._keys[index])
+        self._digest.value += (1 + CACHED) * weight
         self.owned -= len(pages)
         self.cached += len(pages)
 

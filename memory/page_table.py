@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from pawl.memory.arrays import NO_PAGES, ONE, Indices, Int32s
 from pawl.memory.digest import Digest, total
-from pawl.memory.page_pool import consecutive
+from pawl.memory.page_pool import PagePool, consecutive
 from pawl.memory.prefix.base import Hold
 
 
@@ -33,7 +34,8 @@ NO_ENTRIES = PageEntries(NO_PAGES, NO_PAGES, NO_PAGES)
 
 
 class PageTable:
-    """`pages`: int32 [num_slots, width]; `num_pages`, `length`: int32 [num_slots]; `holds`: one for each slot."""
+    """`pages`: int32 [num_slots, pages of the longest row]; `num_pages`, `length`: int32 [num_slots]; `holds`: one for
+    each slot."""
 
     __slots__ = (
         "_digest",
@@ -42,6 +44,7 @@ class PageTable:
         "_index_keys",
         "_indices",
         "_length_keys",
+        "_moves",
         "_namespaces",
         "_page_keys",
         "_slot_keys",
@@ -51,7 +54,8 @@ class PageTable:
         "pages",
     )
 
-    def __init__(self, digest: Digest, num_slots: int, width: int, num_pages: int) -> None:
+    def __init__(self, digest: Digest, num_slots: int, max_context: int, pool: PagePool) -> None:
+        width = -(-max_context // pool.page_size)
         self.pages: Int32s = np.zeros((num_slots, width), np.int32)
         self.num_pages: Int32s = np.zeros(num_slots, np.int32)
         self.length: Int32s = np.zeros(num_slots, np.int32)
@@ -59,9 +63,10 @@ class PageTable:
         self._indices: Int32s = np.arange(width, dtype=np.int32)
         self._indices.flags.writeable = False
         self._digest = digest
+        self._moves = pool.moves
         self._slot_keys = digest.keys(num_slots)
         self._index_keys = digest.keys(width)
-        self._page_keys = digest.keys(num_pages)
+        self._page_keys = digest.keys(pool.total)
         self._length_keys = digest.keys(num_slots)
         self._hold_keys: list[int] = digest.keys(num_slots).tolist()
         self._namespaces = [0] * num_slots
@@ -127,8 +132,7 @@ class PageTable:
     def hold(self, slot: int, hold: Hold, namespace: str) -> None:
         """This is held for the row from now on, in place of what was."""
         self.holds[slot] = hold
-        # Namespaces may be of a client's making, and hold characters that have no encoding of their own.
-        self._namespaces[slot] = crc32(namespace.encode(errors="surrogatepass"))
+        self._namespaces[slot] = _number_of(namespace)
         held = self._worth_of_hold(slot, hold.num_tokens)
         self._digest.value += held - self._held[slot]
         self._held[slot] = held
@@ -176,7 +180,7 @@ class PageTable:
 
     def _worth_in(self, slot: int, first: int, pages: Int32s) -> int:
         places = self._index_keys[first : first + len(pages)]
-        return int(self._slot_keys[slot]) * int(places.dot(self._page_keys[pages.astype(np.intp)]))
+        return int(self._slot_keys[slot]) * self._moves.worth(pages, places, self._page_keys)
 
     def _worth_of_hold(self, slot: int, num_tokens: int) -> int:
         return self._hold_keys[slot] * ((self._namespaces[slot] << 32) + num_tokens + 1)
@@ -190,3 +194,9 @@ class PageTable:
             hold = self.holds[slot]
             value += self._worth_of_hold(slot, hold.num_tokens) if hold is not None else 0
         return value
+
+
+@lru_cache(maxsize=1024)
+def _number_of(namespace: str) -> int:
+    # Namespaces may be of a client's making, and hold characters that have no encoding of their own.
+    return crc32(namespace.encode(errors="surrogatepass"))

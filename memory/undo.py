@@ -27,35 +27,25 @@ class Undo:
         self._slots, self._table, self._pages = memory.slots, memory.page_table, memory.pages
         self._escrow, self._cache, self._windows = memory.escrow, memory.cache, memory.windows
 
-    def hold(self, slot: int) -> None:
-        """Let go of the prefix that an admission holds; that is no use of it."""
-        if self._stayed(slot):
-            hold = self._table.unhold(slot)
-            if hold is not None:
-                self._cache.release(hold, self._ledger.resolved, used=False)
-
     def share(self, slot: int, pages: Int32s) -> None:
         """The row refers to these cached pages no more."""
         if self._stayed(slot):
             self._pages.unshare(pages)
 
     def admit(self, slot: int) -> None:
-        """Empty the row. What it has grown by is undone before: the pages that are left are those that it shares."""
+        """Empty the row, of which only the pages of its prefix are left, and let go of that; it was not used."""
         if self._stayed(slot):
             self._windows.unjoin(slot, self._table.row(slot))
             self._escrow.unpromise(slot)
-            self._table.cut_one(slot, 0, 0)
+            hold = self._table.clear(slot)
+            if hold is not None:
+                self._cache.release(hold, self._ledger.resolved, used=False)
 
     def spend(self, slots: Indices, covered: Int32s) -> None:
         """Promise the slots so many pages again."""
         stayed = self._slots.in_use[slots]
         self._escrow.restore(slots[stayed], covered[stayed])
         self._digest.undoing += self._escrow.fact(slots[~stayed], covered[~stayed])
-
-    def spend_slot(self, slot: int, covered: int) -> None:
-        """`spend` for one slot."""
-        if self._stayed(slot):
-            self._escrow.promise(slot, covered)
 
     def extend(self, slots: Indices, num_pages: Int32s, lengths: Int32s, grown: Int32s, entries: PageEntries) -> None:
         """The rows had so many pages and such lengths; they grew by `grown` positions and `entries`."""
@@ -71,10 +61,11 @@ class Undo:
         """The rows had such lengths, and no fewer pages; they grew by one position each."""
         self.extend(slots, self._table.num_pages[slots], lengths, np.ones(len(slots), np.int32), NO_ENTRIES)
 
-    def extend_slot(self, slot: int, num_pages: int, length: int) -> None:
-        """`extend` for one slot."""
+    def extend_slot(self, slot: int, num_pages: int, length: int, covered: int) -> None:
+        """`extend` for one slot, which has spent so many promises."""
         if self._stayed(slot):
             self._table.cut_one(slot, num_pages, length)
+            self._escrow.promise(slot, covered)
 
     def _stayed(self, slot: int) -> bool:
         """Whether the slot's request has not left since; if it has, nothing of what is being undone changes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self, TypeAlias
 
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Bools, Int32s, Int64s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.events import CacheEvent
 
@@ -12,6 +12,11 @@ INTERFACE: int
 
 NodeRecord: TypeAlias = tuple[int | None, bytes, Int32s, int, int, int, int, int, int, int]
 Snapshot: TypeAlias = tuple[list[tuple[str, int, list[NodeRecord]]], list[int], int]
+
+def take(pages: Int32s, refcount: Int32s, in_cache: Bools, keys: Int64s, /) -> int: ...
+def share(pages: Int32s, refcount: Int32s, in_cache: Bools, keys: Int64s, /) -> int | None: ...
+def adopt(pages: Int32s, refcount: Int32s, in_cache: Bools, keys: Int64s, /) -> int | None: ...
+def worth(pages: Int32s, places: Int64s, keys: Int64s, /) -> int: ...
 
 class CompiledHold:
     @property

@@ -7,18 +7,21 @@ by side, and for checks the compiled tree is written out as a Python one.
     native/radix.cpp     methods of the Python type           native/tree.h       what RadixCache does
     native/objects.h     holds                                native/children.h   which child goes on with which page
     native/python.h      arguments, arrays, errors            native/order.h      who leaves first
+    native/moves.h       pages of a pool and the digest: memory/moves.py
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
+from pawl.memory import moves
+from pawl.memory.moves import Moves
 from pawl.memory.prefix.events import Content
 from pawl.memory.prefix.order import POLICIES, make_order
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.prefix.snapshot import restore
 
-_INTERFACE = 1
+_INTERFACE = 2
 """What this file expects of the extension module."""
 
 
@@ -32,6 +35,7 @@ class CompiledUnavailable(Exception):
 
 _OTHER_SOURCES = "it was built from other sources than these; install Pawl again (`make setup`)"
 _problem = ""
+_moves: Moves = moves
 try:
     from pawl.memory.prefix._radix import INTERFACE, CompiledTree
 except Exception as error:  # The module imports names of ours; one that was built before they moved fails in any way.
@@ -46,8 +50,12 @@ except Exception as error:  # The module imports names of ours; one that was bui
             raise CompiledUnavailable(_problem)
 
 else:
+    from pawl.memory.prefix import _radix
+
     if INTERFACE != _INTERFACE:
         _problem = _OTHER_SOURCES
+    else:
+        _moves = _radix
 
 
 def load() -> None:
@@ -66,6 +74,8 @@ class CompiledRadixCache(CompiledTree):
     __slots__ = ("eviction",)
 
     eviction: str
+    moves: ClassVar[Moves] = _moves
+    """Those of pages, compiled as well (memory/moves.py)."""
 
     def __new__(cls, page_size: int, eviction: str = "lru") -> Self:
         """Raises ValueError for an unknown policy or an empty page, and CompiledUnavailable."""

@@ -201,16 +201,22 @@ class TestProperty14Flush:
             self.play()
 
 
+def stays_spent(
+    undo: Undo, slot: int, num_pages: int, length: int, covered: int, whole: Callable[..., None] = Undo.extend_slot
+) -> None:
+    whole(undo, slot, num_pages, length, 0)
+
+
 UNDOS: dict[str, tuple[type, str, Callable[..., object]]] = {
     "a slot stays taken": (SlotPool, "_untake", lambda *_: None),
     "pages stay taken": (PagePool, "_untake", lambda *_: None),
     "pages stay shared": (Undo, "share", lambda *_: None),
-    "a prefix stays held": (Undo, "hold", lambda *_: None),
+    "a prefix stays held": (PageTable, "unhold", lambda *_: None),
     "a row stays": (Undo, "admit", lambda *_: None),
     "rows stay long": (PageTable, "cut", lambda *_: None),
     "a row stays long": (Undo, "extend_slot", lambda *_: None),
     "rows that decode stay long": (Undo, "advance", lambda *_: None),
-    "spent promises stay spent": (Undo, "spend_slot", lambda *_: None),
+    "spent promises stay spent": (Undo, "extend_slot", stays_spent),
 }
 
 

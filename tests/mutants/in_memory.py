@@ -9,6 +9,7 @@ from pawl.loops.fetching import Fetching
 from pawl.loops.queues import Queues
 from pawl.loops.recovery import lose_runner
 from pawl.loops.saving import Saving
+from pawl.memory import moves
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
@@ -44,7 +45,7 @@ MEMORY = (
         "single_owner",
         "17797",
         "A row that starts with cached pages is not counted as one of their users.",
-        Edit(PagePool.share, "self.refcount[index] += ONE", "self.refcount[index] += 0"),
+        Edit(moves.share, "refcount[index] += ONE", "refcount[index] += 0"),
     ),
     _mutant(
         "freed_while_the_cache_has_it",

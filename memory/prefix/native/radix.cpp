@@ -2,6 +2,7 @@
 //
 // Nothing of Python is called while the tree is between two states: a call may run the collector, that may run any
 // finalizer, and that may come back in here. Safe under the interpreter lock, like every Python object.
+#include "moves.h"
 #include "snapshot.h"
 
 #include <random>
@@ -10,7 +11,7 @@ namespace {
 
 using namespace pawl;
 
-constexpr long INTERFACE = 1;  // Rises with every change that memory/prefix/compiled.py must know of.
+constexpr long INTERFACE = 2;  // Rises with every change that memory/prefix/compiled.py must know of.
 
 // Namespaces are plain text: looking one up runs nobody's code. A new reference, or nullptr with an error set.
 PyObject* plain_text(PyObject* label) {
@@ -323,7 +324,7 @@ PyType_Spec cache_spec = {
     "pawl.memory.prefix._radix.CompiledTree", sizeof(CacheObject), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE, cache_slots};
 
-PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "pawl.memory.prefix._radix", nullptr, -1, nullptr,
+PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "pawl.memory.prefix._radix", nullptr, -1, move_functions,
                                  nullptr,               nullptr,                nullptr, nullptr};
 
 }  // namespace
