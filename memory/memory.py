@@ -85,8 +85,7 @@ class Memory:
             table.hold(slot, hold, namespace)
             pages = hold.pages
             if len(pages):
-                table.append_to(slot, 0, pages)
-                table.reach(slot, hold.num_tokens)
+                table.grow(slot, 0, pages, hold.num_tokens)
             self.windows.join(slot, pages)
         if len(pages):
             with transaction.change(self._undo.share, slot, pages):
@@ -152,9 +151,7 @@ class Memory:
         with transaction.change(self._undo.extend_slot, slot, before, int(table.length[slot]), covered):
             if covered:
                 self.escrow.promise(slot, -covered)
-            if count > 0:
-                table.append_to(slot, before, pages)
-            table.reach(slot, length)
+            table.grow(slot, before, pages, length)
         return pages
 
     def _allows(self, uncovered: int) -> bool:

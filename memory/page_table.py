@@ -144,11 +144,15 @@ class PageTable:
         hold, self.holds[slot] = self.holds[slot], None
         return hold
 
-    def append_to(self, slot: int, first: int, pages: Int32s) -> None:
-        """The row's entries from `first` on, its end, are these pages."""
-        self._digest.value += self._worth_in(slot, first, pages)
-        self.pages[slot, first : first + len(pages)] = pages
-        self.num_pages[slot] = first + len(pages)
+    def grow(self, slot: int, first: int, pages: Int32s, length: int) -> None:
+        """The row's entries from `first` on, its end, are these pages, and it is so long now."""
+        worth = self._length_keys.item(slot) * (length - self.length.item(slot))
+        end = first + len(pages)
+        if end > first:
+            worth += self._worth_in(slot, first, pages)
+            self.pages[slot, first:end] = pages
+        self._digest.value += worth
+        self.num_pages[slot], self.length[slot] = end, length
 
     def replace(self, slot: int, indices: Int32s, pages: Int32s) -> PageEntries:
         """These entries of the row are other pages from now on."""
@@ -158,11 +162,6 @@ class PageTable:
         self._digest.value += self.worth(entries) - self.worth(before)
         self.pages[slot, indices] = pages
         return entries
-
-    def reach(self, slot: int, length: int) -> None:
-        """The row is so long now."""
-        self._digest.value += int(self._length_keys[slot]) * (length - int(self.length[slot]))
-        self.length[slot] = length
 
     def cut_one(self, slot: int, num_pages: int, length: int) -> None:
         """The row is so short again."""
@@ -180,7 +179,7 @@ class PageTable:
 
     def _worth_in(self, slot: int, first: int, pages: Int32s) -> int:
         places = self._index_keys[first : first + len(pages)]
-        return int(self._slot_keys[slot]) * self._moves.worth(pages, places, self._page_keys)
+        return self._slot_keys.item(slot) * self._moves.worth(pages, places, self._page_keys)
 
     def _worth_of_hold(self, slot: int, num_tokens: int) -> int:
         return self._hold_keys[slot] * ((self._namespaces[slot] << 32) + num_tokens + 1)

@@ -26,10 +26,9 @@ class Injector:
         # What these do is undone even when the caller never heard of it, because it was logged before or by them.
         logged: list[tuple[object, str]] = [
             (memory.page_table, "append"),
-            (memory.page_table, "append_to"),
+            (memory.page_table, "grow"),
             (memory.page_table, "lengthen"),
             (memory.page_table, "advance"),
-            (memory.page_table, "reach"),
         ]
         others: list[tuple[object, str]] = [
             (memory.pages, "share"),
