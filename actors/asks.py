@@ -10,6 +10,7 @@ from pawl.actors.control import Ask
 from pawl.actors.control_row import Answer as Answer
 from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.runtime.actor import Actor, Lane, Timer
+from pawl.loops.recovery import FAILED_ORDER
 
 
 class AskExpired(msgspec.Struct, frozen=True, tag=True):
@@ -49,9 +50,14 @@ class Asks:
             return Reply(ticket, False, text, unserved=True)
 
         ticket, context = self.expect(timeout_s, answer, late), self._actor.context
-        if lost is not None or not context.send(to or self._answerer, Ask(ticket, message, context.name), Lane.CONTROL):
-            text = lost or f"the {to or self._answerer} is not running"
-            self.answer(Reply(ticket, False, text, unserved=True))
+        try:
+            question = Ask(ticket, message, context.name)
+            if lost is not None or not context.send(to or self._answerer, question, Lane.CONTROL):
+                text = lost or f"the {to or self._answerer} is not running"
+                self.answer(Reply(ticket, False, text, unserved=True))
+        except Exception:
+            self.withdraw(ticket)  # who asks is told by this, and nobody else knows of it
+            raise
         return ticket
 
     def expect(self, timeout_s: float, answer: Answer, late: Callable[[int], Reply]) -> int:
@@ -64,25 +70,32 @@ class Asks:
 
     def answer(self, reply: Reply) -> None:
         """Close the reply's ticket; one that is closed already is counted."""
-        ask = self._pending.pop(reply.ticket, None)
-        if ask is None:
+        if reply.ticket in self._pending:
+            self._tell(self._close(reply.ticket), reply)
+        else:
             self.num_late += 1
-            return
-        ask.timer.cancel()
-        self._tell(ask, reply)
 
     def expire(self, ticket: int) -> None:
         # The answer may have come just before its timer; then there is nothing left to expire.
-        ask = self._pending.pop(ticket, None)
-        if ask is not None:
-            self._tell(ask, ask.late(ticket))
+        if ticket in self._pending:
+            self.answer(self._pending[ticket].late(ticket))
+
+    def withdraw(self, ticket: int) -> None:
+        """Nobody waits for an answer any more."""
+        if self.waits(ticket):
+            self._close(ticket)
+
+    def _close(self, ticket: int) -> PendingAsk:
+        self._pending[ticket].timer.cancel()
+        return self._pending.pop(ticket)
 
     def _tell(self, ask: PendingAsk, reply: Reply) -> None:
+        """What fails at the answer is told so: who asked must not wait for ever."""
         try:
             ask.answer(reply)
         except Exception as error:
-            # Whoever asked is the only one who misses it.
             self._actor.told_of(error, ticket=reply.ticket)
+            ask.answer(Reply(reply.ticket, False, FAILED_ORDER))
 
     def waits(self, ticket: int) -> bool:
         """Whether nobody has answered yet."""

@@ -192,13 +192,15 @@ class Detokenizer(Actor):
             except Exception as error:
                 self._fail(row, error)
         for end in message.ended[read.num_ended :]:
+            was_closed = (stream := streams.get(end.row)) is not None and stream.closed
             read.num_ended += 1
             try:
                 self._end(end, outputs, places.get(end.row), message.version)
             except Exception as error:
                 self.contain(end.request, error)
                 self._unreadable.discard(end.request)  # this was its end
-                outputs.append(_failed(end))
+                if not was_closed:  # else its client has had its end
+                    outputs.append(_failed(end))
         return outputs
 
     def _guard(self, row: int, tell: Callable[[Stream, T], None], what: T) -> None:

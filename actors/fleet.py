@@ -157,13 +157,12 @@ class Fleet:
 
     def _left(self, replica: Replica) -> None:
         """It leaves: it is none of these any more. What it has goes on in others."""
-        del self.replicas[replica.number]
         self.prefillers.decoder_down(replica, "it leaves")
-        self._parting[replica.number] = replica
         log.info("a replica has left", replica=replica.number, open=replica.num_open)
         self._send_gateway(replica.left(whole=not replica.num_open))
-        self._not_among(replica, "its replica has left")
         self._place_again(replica.number)
+        self._parting[replica.number] = self.replicas.pop(replica.number)  # until here all is done again if it fails
+        self._not_among(replica, "its replica has left")
         self.size.tell()
 
     def _is_busy(self, replica: Replica) -> bool:

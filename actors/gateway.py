@@ -8,7 +8,7 @@ that same thread, so nothing here is locked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import structlog
@@ -233,7 +233,7 @@ class Gateway(Actor):
             case _:
                 self.replicas.hear(message)
 
-    def spares(self, message: FromPeers | None, error: Exception) -> bool:
+    def spares(self, message: Any, error: Exception) -> bool:
         if message is None:  # the sink keeps what it could not send
             return self.survives()
         if isinstance(message, Outputs):
@@ -243,7 +243,13 @@ class Gateway(Actor):
         if isinstance(message, Refused):
             self._fail(message.request, error, last=True)
             return True
-        return super().spares(message, error)
+        if super().spares(message, error):
+            return True
+        if not isinstance(message, FromPeers):
+            return False
+        self.told_of(error, message=type(message).__name__)
+        self.receive(message)  # of all else twice is as good as once
+        return True
 
     def requests_of(self, message: FromPeers) -> tuple[int, ...]:
         return (message.request,) if isinstance(message, Accepted | Refused) else ()

@@ -41,8 +41,8 @@ def _merged(values: Sequence[Any], counts: Collection[str], name: str = "") -> A
 
 
 class Gathering:
-    """Waits for the replies of so many replicas; `done` is called once, with those that came of replicas which
-    `serves` still knows, or with all where none of them does."""
+    """Waits for the replies of so many replicas; `done` is called with those that came of replicas which `serves` still
+    knows, or with all where none of them does: once, if it does not fail."""
 
     def __init__(
         self, numbers: Sequence[int], serves: Callable[[int], bool], done: Callable[[Sequence[Reply]], object]
@@ -51,12 +51,17 @@ class Gathering:
         self._serves = serves
         self._done = done
         self._replies: dict[int, Reply] = {}
+        self.over = False
+        """`done` was called."""
 
     def answered(self, number: int, reply: Reply) -> None:
-        """This replica has answered, or will not."""
+        """This replica has answered, or will not. What it says of that a second time does not count."""
+        if self.over:
+            return
         self._left.discard(number)
         self._replies[number] = reply
         if not self._left:
             replies = [self._replies[number] for number in sorted(self._replies)]
             serving = [self._replies[number] for number in sorted(self._replies) if self._serves(number)]
             self._done(serving or replies)
+            self.over = True

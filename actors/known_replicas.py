@@ -59,9 +59,9 @@ class KnownReplicas:
     def part(self) -> None:
         """Let go of those that leave, once no open request was theirs last: what they said may still be on its way."""
         for left in [each for each in self._leaving if not self._requests.are_of(each.recorder)]:
-            self._leaving.remove(left)
             context = self._host.context
             if self._trace is not None:
                 self._trace.left(left.recorder, context.now(), whole=left.whole)
             self._losses.give_up(left.gone)
             context.send(ROUTER, Parted(left.replica), Lane.CONTROL)
+            self._leaving.remove(left)

@@ -116,8 +116,8 @@ class OpenRequests:
 
     def count_refused(self, cause: Cause) -> None:
         """A request was refused before it had an entry."""
-        self.totals.submitted += 1
-        self.totals.ended[cause] += 1
+        totals = self.totals
+        totals.submitted, totals.ended[cause] = totals.submitted + 1, totals.ended[cause] + 1
 
     @property
     def num_unread(self) -> int:

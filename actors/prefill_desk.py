@@ -73,6 +73,20 @@ class PrefillDesk(Actor):
             case TraceLoss():
                 self.context.send(NAMES.gateway, message, Lane.CONTROL)
 
+    def spares(self, message: Any, error: Exception) -> bool:
+        """A prefill that cannot be begun is refused: who asked computes it. Twice is as good as once for all else."""
+        if isinstance(message, Prefill):
+            self.told_of(error, ticket=message.ticket)
+            self._cancel([(message.scheduler, message.ticket)])
+            if message.scheduler in self._storages:
+                over = TicketOver(self._storages[message.scheduler], message.ticket)
+                self.context.send(self._names.storage, over, Lane.CONTROL)
+            self._refuse(message)
+        else:
+            self.told_of(error, message=type(message).__name__)
+            self.receive(message)
+        return True
+
     def _ended(self, requests: set[int]) -> None:
         self._jobs = {asked: number for asked, number in self._jobs.items() if number not in requests}
 
@@ -101,11 +115,13 @@ class PrefillDesk(Actor):
         self.context.send(message.scheduler, Received(message.ticket, 0), Lane.CONTROL)
 
     def _cancel(self, asked: list[tuple[str, int]]) -> None:
-        numbers = tuple(self._jobs.pop(each) for each in asked if each in self._jobs)
+        numbers = tuple(self._jobs[each] for each in asked if each in self._jobs)
         if numbers:
             self.context.send(self._names.scheduler, Abort(numbers, Cause.CLIENT), Lane.CONTROL)
+        self._ended({*numbers})
 
     def _forget(self, scheduler: str) -> None:
         """Nobody waits for what was asked in its name."""
         self._cancel([asked for asked in self._jobs if asked[0] == scheduler])
-        self.context.send(self._names.storage, ForgetReceiver(self._storages.pop(scheduler)), Lane.CONTROL)
+        self.context.send(self._names.storage, ForgetReceiver(self._storages[scheduler]), Lane.CONTROL)
+        del self._storages[scheduler]

@@ -70,8 +70,12 @@ class Prefillers:
         has nobody to tell."""
         if not self._met and self._links is None:
             self._met = True
-            for prefiller in self.replicas.values():
-                self._introduce(prefiller)
+            try:
+                for prefiller in self.replicas.values():
+                    self._introduce(prefiller)
+            except Exception:
+                self._met = False  # the next request tells them, some twice
+                raise
 
     def _introduce(self, prefiller: Replica) -> None:
         for replica in self._serving.values():

@@ -19,6 +19,7 @@ from pawl.loops.intake import Order
 from pawl.loops.orders.serving import Continue, Pause
 from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup
+from pawl.loops.recovery import FAILED_ORDER
 
 MOST_SESSIONS = 1 << 16
 """Names of sessions that are remembered, those that were opened last."""
@@ -46,10 +47,8 @@ class ReplicaAsks:
         self.present = Present()
         self._num_ordered = self._last_serving = 0
         """Orders that last, all that were ever given; number of the last of these to pause or go on that was done."""
-        self.num_lasting = 0
-        """Orders that last, of which it is not known yet whether all have carried them out."""
-        self.num_joins = 0
-        """Those of these that have replicas join a trainer's group."""
+        self._lasting: dict[int, msgspec.Struct] = {}
+        """Orders that last, by number, of which it is not known yet whether all have carried them out."""
         self.ordered: Callable[[Order | None], None] = lambda order: None
         """Hears of each of these when it is known: of one that was carried out, or of None."""
         self._actor = actor
@@ -78,13 +77,18 @@ class ReplicaAsks:
         elif isinstance(message, CloseSession):
             done = partial(self._closed, message.session, self.sessions.get(message.session))
         elif lasts(message):
-            self.num_lasting += 1
             self._num_ordered += 1
-            self.num_joins += isinstance(message, JoinWeightGroup)
             done = partial(self._carried_out, message, self._num_ordered)
         gathering = Gathering(list(asked), self._is_there, partial(done, ask))
         for number, replica in asked.items():
-            self.tell(replica, message, partial(gathering.answered, number))
+            answer = partial(gathering.answered, number)
+            try:
+                self.tell(replica, message, answer)
+            except Exception as error:
+                self._actor.told_of(error, replica=number)
+                answer(Reply(0, False, FAILED_ORDER))
+        if lasts(message) and not gathering.over:
+            self._lasting[self._num_ordered] = message
 
     def _is_there(self, number: int) -> bool:
         return number in self._replicas or number in self._others
@@ -159,15 +163,20 @@ class ReplicaAsks:
     @property
     def fixed(self) -> str:
         """Why there can be no other number of replicas now; empty: there can."""
-        return JOINED if self.num_joins else self.present.fixed
+        joins = any(isinstance(order, JoinWeightGroup) for order in self._lasting.values())
+        return JOINED if joins else self.present.fixed
+
+    @property
+    def num_lasting(self) -> int:
+        """Orders that last, of which it is not known yet whether all have carried them out."""
+        return len(self._lasting)
 
     def waits_for(self, number: int) -> bool:
         """Whether this replica owes an answer."""
         return number in self._tickets.values()
 
     def _carried_out(self, order: Any, number: int, ask: Ask, replies: Sequence[Reply]) -> bool:
-        self.num_lasting -= 1
-        self.num_joins -= isinstance(order, JoinWeightGroup)
+        self._lasting.pop(number, None)
         # One that has not may be gone, and nobody has said so yet. And who is told to leave a group is in it no more.
         done = any(reply.ok for reply in replies) or isinstance(order, LeaveWeightGroup)
         if done and isinstance(order, Pause | Continue):

@@ -14,11 +14,15 @@ from pawl.actors.messages.replicas import ReplicaLeft, ReplicaLost
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
+from pawl.lifecycle.numbers import passed
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
+from pawl.loops.orders.requests import Abort
 from pawl.memory.arrays import Int32s
 
 MOST_STREAMS = 1 << 31
+MOST_ENDED = 4096
+"""Requests that have ended and are remembered."""
 NOBODY = -1
 """In place of a replica's number: a request waits for one."""
 
@@ -60,6 +64,8 @@ class Routed(msgspec.Struct, eq=False):
     """It is to end, for this cause."""
     finished: int | None = None
     """A stop string has ended it within so many output tokens; only its scheduler is still to say so."""
+    ended: bool = False
+    """Its end was told, where no replica says it."""
 
     def drew(self, token: int, weights: str) -> None:
         """Weights of this fingerprint have drawn one more, which was passed on."""
@@ -104,6 +110,45 @@ class Routed(msgspec.Struct, eq=False):
             return made
         # Of a turn all tokens are known; its session has died with its replica.
         return msgspec.structs.replace(made, tokens=self.prompt, session=None)
+
+
+class Others:
+    """Requests that nobody has: not yet, or not any more."""
+
+    def __init__(self) -> None:
+        self._early: dict[int, Abort] = {}
+        """Aborts that overtook their request."""
+        self._ended: dict[int, int] = {}
+        """The last that have ended -> the replica that said so. Who is on the way to the client may still fail then."""
+
+    def came(self, request: int) -> Abort | None:
+        """A new one is here, to be aborted if so. Those of a kind come in the order of their numbers."""
+        early = self._early.get(request)
+        for refused_before in passed(request, self._early):
+            del self._early[refused_before]
+        self._early.pop(request, None)
+        return early
+
+    def abort(self, request: int, order: Abort) -> int:
+        """Somebody wants it to end, when it comes: the replica that it has ended in, or NOBODY."""
+        if request not in self._ended:
+            self._early[request] = order
+        return self._ended.get(request, NOBODY)
+
+    def end(self, request: int, replica: int) -> None:
+        """This replica has said its end."""
+        self._ended[request] = replica
+        if len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+
+class Passing:
+    """How far a message of a step is passed on."""
+
+    def __init__(self, message: StepTokens) -> None:
+        self.message = message
+        self.sent = False
+        self.num_drawn = 0
 
 
 class Replica:
@@ -171,6 +216,13 @@ def by_stream(message: StepTokens, streams: Int32s, rows: Int32s) -> StepTokens:
         prompt_logprobs=tuple([(int(streams[row]), scores) for row, scores in message.prompt_logprobs]),
         embeddings=tuple([(int(streams[row]), vector) for row, vector in message.embeddings]),
     )
+
+
+def count(replicas: Mapping[int, Replica], routed: Mapping[int, Routed]) -> None:
+    """Have each of these know how much it has to do, by the books."""
+    for replica in replicas.values():
+        mine = [each for each in routed.values() if each.replica == replica.number]
+        replica.num_open, replica.num_tokens = len(mine), sum(each.num_tokens for each in mine)
 
 
 def that_needs(replicas: Mapping[int, Replica], name: str) -> Replica | None:

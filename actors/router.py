@@ -36,24 +36,27 @@ from pawl.actors.messages.replicas import (
 )
 from pawl.actors.names import FRONT, Names
 from pawl.actors.placement import Placement
-from pawl.actors.routed import NOBODY, Routed, by_stream, stream_of
+from pawl.actors.routed import NOBODY, Others, Passing, Routed, by_stream, count, stream_of
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.scaling import Rule
 from pawl.actors.starter import Starter
-from pawl.lifecycle.numbers import passed
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Drain, Finish
+from pawl.loops.recovery import FAILED, FAILED_ORDER
 from pawl.memory.arrays import Int32s
 
 log = structlog.get_logger("pawl.router")
 
-FAILED = "the server failed on this request"
 AGAIN_S = 0.05
 """How long requests wait that their replica does not take at once: it is full, or gone and nobody has said so yet."""
 _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 ForFront: Any = Opened | StepTokens | Refused | Reply
+Repeatable: Any = (
+    StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | PlaceAgain | LookAgain | LeaveNow
+)
+"""What may be handled again where it failed half-way."""
 AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain | Parted | LeaveNow | LookAgain
 
 
@@ -84,8 +87,9 @@ class Router(Actor):
         """By stream."""
         self._retry_due = False
         """`PlaceAgain` is to come."""
-        self._early: dict[int, Abort] = {}
-        """Aborts that overtook their request."""
+        self._others = Others()
+        self._passing: Passing | None = None
+        """The message of a step that is being passed on."""
 
     # ---- actor ----
 
@@ -96,6 +100,7 @@ class Router(Actor):
         match message:
             case StepTokens():
                 self._pass_on(message)
+                self._passing = None
             case Generate():
                 self._take(message)
             case Opened():
@@ -133,11 +138,32 @@ class Router(Actor):
             case _:
                 self.fleet.hear(message)
 
-    def requests_of(self, message: Any) -> tuple[int, ...]:
+    def spares(self, message: Any, error: Exception) -> bool:
+        """Who has which request, with which tokens, is what counts; what replicas have to do follows from it. What was
+        begun is gone on with, or done again; a request that cannot be taken, or opened, ends."""
         match message:
-            case Generate() | Opened() | Refused() | Finish():
-                return (message.request,)
-        return ()
+            case Generate():
+                self.contain(message.request, error)
+            case Refused(request):
+                self.told_of(error, request=request)
+                self._forget(request)
+                self._send_gateway(message)
+            case Ask():
+                self.told_of(error, message=type(message.message).__name__)
+                self.context.send(message.reply_to, Reply(message.ticket, False, FAILED_ORDER))
+            case _ if isinstance(message, Repeatable):
+                self.told_of(error, message=type(message).__name__)
+                try:
+                    self.receive(message)
+                except Exception as again:
+                    if not isinstance(message, Opened):
+                        raise
+                    self.contain(message.request, again)
+            case _:
+                return False
+        count(self.replicas, self.routed)
+        self.fleet.size.let_go()
+        return True
 
     def end_request(self, request: int) -> None:
         """Its scheduler ends it, if one has it."""
@@ -153,11 +179,9 @@ class Router(Actor):
 
     def _take(self, message: Generate) -> None:
         """A new request. Those of a kind come in the order of their numbers (`lifecycle/numbers.py`)."""
-        for refused_before in passed(message.request, self._early):
-            del self._early[refused_before]
+        early = self._others.came(message.request)
         self.fleet.prefillers.meet()
         routed = Routed(message, self.context.now())
-        early = self._early.pop(message.request, None)
         if early is not None:
             routed.aborted = early.cause, early.message
         self.routed[stream_of(message.request)] = routed
@@ -175,14 +199,14 @@ class Router(Actor):
             if self.fleet.lost:
                 self._end(routed, Cause.INTERNAL, self.fleet.lost)
             return
-        replica = self.replicas[self._owner(message)]
-        routed.replica = replica.number
+        owner = self._owner(message)
+        replica = self.replicas[owner]
         self._send_gateway(Placed(request, replica.names.recorder))
-        if not self.context.send(replica.names.scheduler, message):
-            routed.replica = NOBODY
+        routed.replica = owner if self.context.send(replica.names.scheduler, message) else NOBODY
+        if routed.replica == NOBODY:
             if not self._retry_due:
-                self._retry_due = True
                 self.context.after(AGAIN_S, PlaceAgain())
+                self._retry_due = True
             return
         replica.num_open += 1
         replica.num_tokens += routed.num_tokens
@@ -203,7 +227,10 @@ class Router(Actor):
         for request in message.requests:
             routed = self.routed.get(stream_of(request))
             if routed is None:
-                self._early[request] = message
+                owner = self._others.abort(request, message)
+                if owner in self.replicas and message.cause is Cause.INTERNAL:
+                    # Its client is told another end than its replica has said: the trace says why.
+                    owners.setdefault(owner, []).append(request)
             elif routed.replica == NOBODY:
                 self._end(routed, message.cause, message.message)
             else:
@@ -245,26 +272,41 @@ class Router(Actor):
             elif routed.aborted is not None:
                 self._abort(Abort((message.request,), *routed.aborted))
         if not routed.opened:
-            routed.opened = True
-            self.context.send(FRONT.detokenizer, msgspec.structs.replace(message, row=stream))
+            routed.opened = self.context.send(FRONT.detokenizer, msgspec.structs.replace(message, row=stream))
 
     def _pass_on(self, message: StepTokens) -> None:
         """One message for each step of each replica: keep it short."""
         replica = self.replicas.get(message.replica)
         if replica is None:
             return
+        passing = self._passing
+        if passing is None or passing.message is not message:
+            passing = self._passing = Passing(message)
         streams, now = replica.streams, self.context.now()
         rows = streams[message.rows]
         for admitted in message.admitted:
             routed = self.routed.get(int(streams[admitted.row]))
             if routed is not None:
                 routed.admitted, routed.first_token = admitted, now
-        for stream, token in zip(rows.tolist(), message.tokens.tolist(), strict=True):
-            self.routed[stream].drew(token, message.weights)
+        drawn = list(zip(rows.tolist(), message.tokens.tolist(), strict=True))
+        for stream, token in drawn[passing.num_drawn :]:
+            passing.num_drawn += 1
+            try:
+                self.routed[stream].drew(token, message.weights)
+            except Exception as error:
+                self._fail(stream, error)
+                replica.num_tokens -= 1
         replica.num_tokens += len(rows)
-        self.context.send(FRONT.detokenizer, by_stream(message, streams, rows))
+        passing.sent = passing.sent or self.context.send(FRONT.detokenizer, by_stream(message, streams, rows))
         for end in message.ended:
             self._forget(end.request)
+
+    def _fail(self, stream: int, error: Exception) -> None:
+        """The books may not have this token of a request, which can go on nowhere else, and ends."""
+        routed = self.routed.get(stream)
+        if routed is None:
+            raise error
+        self.contain(routed.generate.request, error)
 
     def _forget(self, request: int) -> bool:
         """It has ended. Whether it was there."""
@@ -273,6 +315,7 @@ class Router(Actor):
         if routed is not None and replica is not None:
             replica.num_open -= 1
             replica.num_tokens -= routed.num_tokens
+            self._others.end(request, replica.number)
             self.fleet.size.let_go()
         self.fleet.size.look()
         return routed is not None
@@ -280,8 +323,9 @@ class Router(Actor):
     def _end(self, routed: Routed, cause: Cause, message: str = "") -> None:
         """End a request that no replica has."""
         end = routed.end(cause, message, self.context.now())
+        ended = StepTokens(_NONE, _NONE, ended=(end,))
+        routed.ended = routed.ended or self.context.send(FRONT.detokenizer, ended)
         self._forget(end.request)
-        self.context.send(FRONT.detokenizer, StepTokens(_NONE, _NONE, ended=(end,)))
 
     def _send_gateway(self, message: Any) -> None:
         self.context.send(FRONT.gateway, message, Lane.CONTROL)
@@ -290,11 +334,17 @@ class Router(Actor):
         """Requests of a replica that is lost, or of nobody, in the order of their numbers."""
         now = self.context.now()
         for routed in [routed for routed in self.routed.values() if routed.replica == owner]:
-            routed.replica, routed.taken = NOBODY, False
-            routed.num_lost += owner != NOBODY
-            if routed.finished is not None:
-                self._end(routed, Cause.STOP_STRING)
-            elif routed.aborted is not None and not self.replicas:
-                self._end(routed, *routed.aborted)
-            else:
-                self._place(routed, routed.again(now))
+            routed.replica, routed.taken, routed.num_lost = NOBODY, False, routed.num_lost + (owner != NOBODY)
+            try:
+                self._go_on(routed, now)
+            except Exception as error:
+                self.contain(routed.generate.request, error)
+
+    def _go_on(self, routed: Routed, now: float) -> None:
+        """A request that no replica has ends, if it is to, or is given to one."""
+        if routed.finished is not None:
+            self._end(routed, Cause.STOP_STRING)
+        elif routed.aborted is not None and (not self.replicas or routed.aborted[0] is Cause.INTERNAL):
+            self._end(routed, *routed.aborted)
+        else:
+            self._place(routed, routed.again(now))

@@ -187,8 +187,7 @@ class Scheduler(Actor):
         self._report.withdraw([step for step in self.loop.in_flight if step is not self.loop.committed])
         recover(self.loop, self._failure(), now, request)
         self.weight_client.recovered(self.intake, now)
-        if self.intake.adapters is not None:
-            self.intake.adapters.recovered(now)
+        self.intake.recovered(now)
         self.memory_client.recovered()
         self._reset_worker()
 

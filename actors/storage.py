@@ -186,6 +186,7 @@ class Storage(Actor):
         """Errors of a disk end in a miss further down. What comes here is a defect, and costs no more than a miss
         either: nobody waits for an answer for ever. But host memory that cannot be emptied must not be read."""
         self.told_of(error)
+        self.store.host.reclaim()
         match message:
             case Blocks(number):
                 self._tell(Saved(number))

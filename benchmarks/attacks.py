@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import resource
 import signal
@@ -109,19 +110,28 @@ def server(folder: Path, model: str, *more: str) -> Iterator[tuple[subprocess.Po
     command = [sys.executable, "-m", "pawl.cli", "serve", model, "--port", "0", "--log-format", "json"]
     command += ["--api-key", KEY, "--admin-api-key", ADMIN_KEY, "--trace-dir", str(folder / "trace"), *more]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        # What it is told to write to a folder without a root is there, and imports are as here.
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=folder, env=env)
+        with stopped(process):
+            yield process, Target("127.0.0.1", port_of(process, folder / "log"))
+
+
+@contextmanager
+def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """It is told to stop at the end of the block."""
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
         try:
-            yield process, Target("127.0.0.1", _port(process, folder / "log"))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+def port_of(process: subprocess.Popen[bytes], log: Path) -> int:
     """The port that the server says it serves at."""
     ends_at = time.monotonic() + START_S
     while time.monotonic() < ends_at and process.poll() is None:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from benchmarks.attack_target import ADMIN_KEY, KEY, MARK, Target
 from benchmarks.attacks import Report, come_to_rest, judge, server
 from benchmarks.fuzz_bodies import PROMPTED, PROMPTS, STREAMED, Bodies, changed, damaged
+from benchmarks.fuzz_odd import named_elsewhere, odd_query, odd_wire
 from benchmarks.fuzz_wire import Ending, chunks, ending, retold, wrong_in
 from pawl.lifecycle.audit import Verdict
 
@@ -123,6 +124,20 @@ def _with_odd_line(target: Target, bodies: Bodies, source: random.Random) -> tup
     return path, target.head(method, path.replace("{", "").replace("}", ""), 0)
 
 
+def _elsewhere(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    path, body = named_elsewhere(source)
+    return path, _request(target, path, json.dumps(body).encode(), source)
+
+
+def _odd_wire(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    return "/", odd_wire(source)
+
+
+def _odd_query(target: Target, bodies: Bodies, source: random.Random) -> tuple[str, bytes]:
+    path = source.choice(bodies.paths).replace("{", "").replace("}", "")
+    return path, odd_query(path, source)
+
+
 def _request(target: Target, path: str, data: bytes, source: random.Random) -> bytes:
     key = ADMIN_KEY if source.random() < 0.9 else KEY
     return target.head("POST", path, len(data), "Connection: close\r\n", key) + data
@@ -137,9 +152,16 @@ KINDS: Mapping[str, tuple[int, Callable[[Target, Bodies, random.Random], tuple[s
     "pipeline": (1, _pipelined),
     "damaged head": (2, _with_damaged_head),
     "odd line": (1, _with_odd_line),
+    "elsewhere": (2, _elsewhere),
+    "odd wire": (3, _odd_wire),
+    "odd query": (1, _odd_query),
+    "slow body": (1, _with_body),
 }
 """Kind -> share, and what makes path and bytes of one."""
-SHARE_LEAVING = {"stream": 0.9, "chunks": 0.3, "pipeline": 0.5, "body": 0.1}
+NO_REQUESTS = ("odd line", "damaged head", "odd wire")
+"""Kinds whose errors may have no form that a route has."""
+SLOWLY = Ending(pieces=12, pause_s=0.03)
+SHARE_LEAVING = {"stream": 0.9, "chunks": 0.3, "pipeline": 0.5, "body": 0.1, "odd wire": 0.3}
 """Of clients that do not wait for the end of the reply, or send oddly."""
 
 
@@ -157,7 +179,8 @@ def input_of(seed: int, number: int, target: Target, bodies: Bodies) -> Input:
     source = random.Random(f"{seed}/{number}")
     kind = source.choices(sorted(KINDS), [KINDS[name][0] for name in sorted(KINDS)])[0]
     path, data = KINDS[kind][1](target, bodies, source)
-    return Input(kind, path, data, ending(source) if source.random() < SHARE_LEAVING.get(kind, 0.0) else Ending())
+    how = ending(source) if source.random() < SHARE_LEAVING.get(kind, 0.0) else Ending()
+    return Input(kind, path, data, SLOWLY if kind == "slow body" else how)
 
 
 # ---- the run ----
@@ -182,9 +205,11 @@ async def _send(target: Target, sent: Input) -> tuple[int, bytes]:
     try:
         for at in range(size, len(data), size):
             await writer.drain()
+            await asyncio.sleep(how.pause_s)
             writer.write(data[at : at + size])
         if how.half_closes or how.reads is None:
-            writer.write_eof()
+            with contextlib.suppress(OSError):  # it may have answered before all of it came, and closed
+                writer.write_eof()
         if how.reads is not None:
             await asyncio.wait_for(reader.read(how.reads), LEAVES_S)
             writer.transport.abort()
@@ -210,7 +235,9 @@ async def _worker(target: Target, bodies: Bodies, seed: int, numbers: Sequence[i
         except (TimeoutError, OSError) as error:
             reply = repr(error).encode()
         seen.ends[f"{sent.kind}: {status}"] += 1
-        if status > 0 and sent.kind not in ("odd line", "damaged head"):
+        if b"root:x:0" in reply:
+            wrong = "a file of this machine"
+        elif status > 0 and sent.kind not in NO_REQUESTS:
             wrong = wrong_in(reply, sent.path)
         if status in (500, -1) or wrong:
             seen.failed.append(f"{number}: {sent.data[:400]!r} {sent.ending} -> {wrong} {reply[-300:]!r}")

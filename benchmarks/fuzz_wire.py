@@ -88,6 +88,8 @@ class Ending(NamedTuple):
     """Whether it says that nothing more comes from it."""
     pieces: int = 1
     """Into so many its bytes are cut, each sent by itself."""
+    pause_s: float = 0.0
+    """Before each of them but the first."""
 
 
 def ending(source: random.Random) -> Ending:

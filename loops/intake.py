@@ -137,6 +137,8 @@ class Intake:
         self._newest = Newest()
         self._ended_early: dict[int, tuple[Cause, str]] = {}
         """Aborts that overtook their request."""
+        self._ending: tuple[tuple[int, ...], Cause, str] | None = None
+        """What `abort_all` is at."""
 
     # ---- requests ----
 
@@ -177,6 +179,20 @@ class Intake:
         self.begun = None
         self._newest.came(request)
         self._ended_early.pop(request, None)
+
+    def abort_all(self, requests: tuple[int, ...], cause: Cause, message: str, now: float) -> None:
+        """End these; a recovery from a failure in between goes on with it."""
+        self._ending = requests, cause, message
+        for request in requests:
+            self.abort(request, cause, message, now)
+        self._ending = None
+
+    def recovered(self, now: float) -> None:
+        """The loop has failed in the middle of something: who was being ended is not live when it goes on."""
+        if self.adapters is not None:
+            self.adapters.recovered(now)
+        if self._ending is not None:
+            self.abort_all(*self._ending, now)
 
     def abort(self, request: int, cause: Cause, message: str, now: float) -> None:
         """End a request, also one that is still to come."""

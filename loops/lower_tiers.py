@@ -52,7 +52,7 @@ class LowerTiers(Companion):
             limit=config.max_saving_pages,
         )
         self.fetching = Fetching(queues, journal, effects, config, self.index, self.device, self.settle)
-        self.era = 0
+        self.era = self._told_era = 0
         """Number of flushes."""
         self._feed = feed
         self._untold: list[CacheEvent] = []
@@ -81,6 +81,7 @@ class LowerTiers(Companion):
         self.saving.follow(self._take_events(), intact=False)
         self.saving.lost()
         self.fetching.lost(now)
+        self._tell_era()
 
     def written(self) -> Iterable[Reservation]:
         return self.fetching.written()
@@ -91,7 +92,12 @@ class LowerTiers(Companion):
         self.saving.forget()
         self.index.clear()
         self.era += 1
-        self.effects.empty_host(self.era)
+        self._tell_era()
+
+    def _tell_era(self) -> None:
+        if self._told_era != self.era:
+            self.effects.empty_host(self.era)
+            self._told_era = self.era
 
     def stopped(self) -> None:
         """Tiers that outlive the engine get what only the device has, and the next one starts warm."""

@@ -51,10 +51,12 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
         companion.lost(now)
     for row in running:
         table.num_computed[row] = 0
+        info = table.info(row)
+        if info.first_token is None and len(table.output(row)):  # drawn in the step that failed on its way
+            info.first_token = now
         if row in restored:
             table.undo(row, State.QUEUED)
             table.attempt[row] += 1
-            info = table.info(row)
             if info.num_retractions == info.num_resumed:  # it was its first admission, which gives no rank
                 table.order[row] = NOT_ADMITTED
         elif not _complete(loop, row, culprit, now):

@@ -139,8 +139,9 @@ class RemotePrefill(Companion):
         whole = (int(table.num_tokens[row]) - 1) // size
         tokens, info = table.known(row)[: whole * size + 1].copy(), table.info(row)
         self.counts.begun += 1
-        info.most_cached = (whole - prefill.num_pages) * size
-        self._move(row, Event.GRANT, Cause.NONE, now, info.most_cached)
+        most = (whole - prefill.num_pages) * size
+        self._move(row, Event.GRANT, Cause.NONE, now, most)
+        info.most_cached = most
         self.effects.prefill(PrefillOrder(ticket, prefill.prefiller, tokens, info.namespace, prefill.keys))
         return True
 
@@ -177,8 +178,9 @@ class RemotePrefill(Companion):
         self.counts.pages += count
         self.tiers.fetching.forget(prefill.row)
         info = self.queues.table.info(prefill.row)
-        info.most_cached = max(info.most_cached, num_cached)
-        self._move(prefill.row, Event.RECEIVE, Cause.NONE, now, info.most_cached)
+        most = max(info.most_cached, num_cached)
+        self._move(prefill.row, Event.RECEIVE, Cause.NONE, now, most)
+        info.most_cached = most
 
     def overdue(self, ticket: int, now: float) -> None:
         """A lease has ended."""

@@ -98,18 +98,18 @@ class Requests:
     ) -> int:
         """Take a request: QUEUED, or ABORTED at once with a cause, that of `refusal` where there is one. The row it has
         (had). With `output`, which it has had elsewhere, it goes on as after a retraction."""
-        counters = self.counters
+        counters, request = self.counters, info.request
         received, prompt_tokens = counters.received + 1, counters.prompt_tokens + len(tokens)
+        generated_tokens = counters.generated_tokens + len(output)
         known = np.concatenate((tokens, output)) if len(output) else tokens
         try:
             row = self.table.open(info, known, priority, deadline, len(output))
             self.begin(row)
             self.journal.submitted(row, info, tokens, priority, deadline, now, output)
         except Exception:
-            self.table.withdraw(info.request)
+            self.table.withdraw(request)
             raise
-        self.opened, counters.received = info.request, received
-        counters.generated_tokens += len(output)
+        self.opened, counters.received, counters.generated_tokens = request, received, generated_tokens
         self.effects.opened(row, info, tokens)
         refusal = refusal or self._refusal(row)
         if refusal is not None:
@@ -304,12 +304,14 @@ class Requests:
         finished = counters.finished + (target == State.FINISHED)
         aborted = counters.aborted + (target != State.FINISHED)
         by_cause = counters.by_cause | {cause: counters.by_cause.get(cause, 0) + 1}
+        num_dropped = num_drawn - num_output
+        dropped, generated = counters.dropped_tokens + num_dropped, counters.generated_tokens - num_dropped
         self.journal.moved(row, info.request, source, event, target, cause, now, num_output=num_output)
         counters.finished = finished
         counters.aborted = aborted
         counters.by_cause = by_cause
-        counters.dropped_tokens += num_drawn - num_output
-        counters.generated_tokens -= num_drawn - num_output
+        counters.dropped_tokens = dropped
+        counters.generated_tokens = generated
         self.recorded = row
         output = table.tokens[row, num_prompt : num_prompt + num_output] if target == State.FINISHED else None
         self.sessions.ended(info.request, output)

@@ -72,6 +72,8 @@ class WeightKeeper:
         self.phase = WEIGHTS.start
         self.served = served
         self.update: Update | None = None
+        self._told = served
+        """What `exchanged` knows, who knows what is served at the start."""
         self._loop = loop
         self._exchanged = exchanged
         self._answer = answer
@@ -145,7 +147,7 @@ class WeightKeeper:
         resident(loop, ResidencyEvent.REPLACE, [MemoryTag.WEIGHTS], now)
         self._move(WeightEvent.SWAPPED, now, served)
         self.update = None
-        self._exchanged(served)
+        self._tell()
         self._answer(update.asker, True, DONE)
         for row in loop.queues.oldest_first().tolist():
             loop.requests.retract(row, Cause.WEIGHTS, now)
@@ -157,14 +159,19 @@ class WeightKeeper:
     def rename(self, version: str, now: float) -> None:
         """Replies call the weights that serve so from now on."""
         self._move(WeightEvent.RENAMED, now, msgspec.structs.replace(self.served, version=version))
+        self._tell()
+
+    def _tell(self) -> None:
         self._exchanged(self.served)
+        self._told = self.served
 
     def recovered(self, message: str, now: float) -> None:
         """The loop has failed in the middle of something: that new weights are asked for, or lie ready, or which are
         served, may be lost."""
         if self.update is not None and self.phase in (Weights.STAGING, Weights.GATHERING):
             self.failed(self.update.ticket, message, now)
-        self._exchanged(self.served)
+        if self._told is not self.served:
+            self._tell()
         self.renew()
 
     def renew(self) -> None:

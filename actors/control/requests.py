@@ -74,8 +74,12 @@ def abort(gateway: Gateway, body: AbortRequests, answer: Answer) -> None:
         if not pending and gateway.asks.waits(ticket):
             gateway.asks.answer(reply(ticket))
 
-    for number in aborted:
-        gateway.when_ended(number, lambda number=number: ended(number))  # type: ignore[misc]
+    try:
+        for number in aborted:
+            gateway.when_ended(number, lambda number=number: ended(number))  # type: ignore[misc]
+    except Exception:
+        gateway.asks.withdraw(ticket)
+        raise
     if not aborted:
         gateway.asks.answer(reply(ticket))
 

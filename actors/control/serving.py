@@ -16,6 +16,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Outcome
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.serving import Continue, Pause
+from pawl.loops.recovery import FAILED_ORDER
 
 if TYPE_CHECKING:
     from pawl.actors.gateway import Gateway
@@ -93,7 +94,11 @@ def pause(gateway: Gateway, body: PauseGeneration, answer: Answer) -> None:
     gateway.paused = True
     gateway.ask(Pause(body.mode == "retract"), partial(told, "pause"), PATIENCE_S)
     if body.mode == "abort":
-        abort(gateway, AbortRequests(abort_all=True, abort_message=ABORTED), partial(told, "abort"))
+        try:
+            abort(gateway, AbortRequests(abort_all=True, abort_message=ABORTED), partial(told, "abort"))
+        except Exception as error:  # it is paused all the same, and who asked hears of both
+            gateway.told_of(error, message="pause")
+            told("abort", Reply(0, False, FAILED_ORDER))
 
 
 def go_on(gateway: Gateway, body: Continue, answer: Answer) -> None:

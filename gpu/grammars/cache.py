@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from threading import Lock
@@ -17,6 +19,9 @@ MAX_COMPILED = 64 << 20
 """Bytes of one compiled grammar."""
 MAX_REFUSED = 1024
 """Refusals that are remembered, those that were asked for last."""
+AGAIN_S = 60.0
+"""After which a grammar is tried again that was not compiled for a reason which is not its own, as on a busy machine:
+each try may take as long, and all other grammars wait for it."""
 
 
 class Grammars:
@@ -30,6 +35,7 @@ class Grammars:
         limit_bytes: int = CACHE_BYTES,
         *,
         eager: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`make_backend` makes the backend `name`: when it is asked to be prepared, which `eager` grammars are to be at
         the start, or when the first grammar comes. Its library may take seconds to load."""
@@ -42,8 +48,9 @@ class Grammars:
         self._lock = Lock()
         self._compiled: OrderedDict[Grammar, Compiled] = OrderedDict()
         """The least recently used first."""
-        self._refused: OrderedDict[bytes, str] = OrderedDict()
-        """Digest of a grammar -> why it is refused; the least recently asked for first."""
+        self._clock = clock
+        self._refused: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        """Digest of a grammar -> why it is refused, and until when; the least recently asked for first."""
         self._held: Counter[Grammar] = Counter()
 
     def hold(self, grammar: Grammar) -> None:
@@ -67,7 +74,8 @@ class Grammars:
             self._trim()
 
     def get(self, grammar: Grammar) -> Compiled:
-        """The compiled grammar. Raises GrammarRefused, at once where it did so before for the grammar's own sake."""
+        """The compiled grammar. Raises GrammarRefused, at once where it did so before: for the grammar's own sake, or
+        not long ago."""
         compiled = self._get(_bare(grammar))
         if grammar.reasoning is None:
             return compiled
@@ -80,16 +88,16 @@ class Grammars:
                 self._compiled.move_to_end(grammar)
                 return found
             digest = _digest(grammar)
-            if digest in self._refused:
+            why, until = self._refused.get(digest, ("", -math.inf))
+            if self._clock() < until:
                 self._refused.move_to_end(digest)
-                raise GrammarRefused(self._refused[digest])
+                raise GrammarRefused(why)
         try:
             made = self._made(grammar)
-        except NotCompiled:
-            raise
         except GrammarRefused as error:
+            until = self._clock() + AGAIN_S if isinstance(error, NotCompiled) else math.inf
             with self._lock:
-                self._refused[digest] = str(error)
+                self._refused[digest] = str(error), until
                 if len(self._refused) > MAX_REFUSED:
                     self._refused.popitem(last=False)
             raise

@@ -14,8 +14,7 @@ class Abort(Order, frozen=True, tag="abort"):
     message: str = ""
 
     def apply(self, intake: Intake, now: float) -> None:
-        for request in self.requests:
-            intake.abort(request, self.cause, self.message, now)
+        intake.abort_all(self.requests, self.cause, self.message, now)
 
 
 class Finish(Order, frozen=True, tag="finish"):

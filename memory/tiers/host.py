@@ -88,6 +88,11 @@ class HostPool:
         else:
             self._place[key] = row
 
+    def reclaim(self) -> None:
+        """No page is being made any more, whatever failed in between: rows without one are free. O(capacity)."""
+        used = set(self._place.values())
+        self._free = [row for row in range(self.capacity) if row not in used]
+
     def get(self, key: PageKey) -> UInt8s | None:
         """The page's bytes, uint8 [page_bytes], a view that the next `put` may overwrite; None when it is not here."""
         place = self._touch(key)

@@ -18,6 +18,7 @@ from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.adapters import LoadAdapter, UnloadAdapter
+from pawl.loops.recovery import FAILED_ORDER
 from pawl.loops.residency import MOVING, UPDATING
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.expectations import DrawnBy, Expectations
@@ -142,11 +143,11 @@ class FrontDesk(Gateway):
         """The engine is to stop, whatever is live."""
         self._workload = workload
         self._expectations = expectations
-        self._calls: dict[int, list[Client]] = {}
+        self.calls: dict[int, list[Client]] = {}
         """The clients of one call of the gateway, by the index of the first."""
         for index, client in enumerate(self.clients):
-            first = next(reversed(self._calls)) if index and client.arrival.with_previous else index
-            self._calls.setdefault(first, []).append(client)
+            first = next(reversed(self.calls)) if index and client.arrival.with_previous else index
+            self.calls.setdefault(first, []).append(client)
         self._num_told = 0
         """Output tokens that all clients together have been told."""
         self._later: list[tuple[int, Any]] = []
@@ -162,7 +163,7 @@ class FrontDesk(Gateway):
 
     def started(self) -> None:
         waiting = 0
-        for first in self._calls:
+        for first in self.calls:
             arrival = self.clients[first].arrival
             if arrival.at_s or arrival.after_tokens or self._parent(first) is None:
                 self._at(arrival, Arrive(first))
@@ -176,7 +177,7 @@ class FrontDesk(Gateway):
         self._later.sort(key=lambda each: each[0])
         self._later.reverse()
         if self._later and (
-            self._later[-1][0] == 0 or len(self._later) >= len(self._calls) + len(self.answers) - waiting
+            self._later[-1][0] == 0 or len(self._later) >= len(self.calls) + len(self.answers) - waiting
         ):
             # Nobody begins: then whoever would be the first does.
             self._next()
@@ -191,7 +192,7 @@ class FrontDesk(Gateway):
 
     def names_adapter(self, index: int) -> bool:
         """Whether a request of the same call names an adapter."""
-        (call,) = [clients for clients in self._calls.values() if self.clients[index] in clients]
+        (call,) = [clients for clients in self.calls.values() if self.clients[index] in clients]
         return any(client.adapter for client in call)
 
     def has_loaded(self, name: str) -> bool:
@@ -218,7 +219,7 @@ class FrontDesk(Gateway):
 
     def over(self, index: int) -> None:
         """This client is done: turns that go on from its request are sent, where they have no time of their own."""
-        for first in self._calls:
+        for first in self.calls:
             arrival = self.clients[first].arrival
             if self._parent(first) == index and not arrival.at_s and not arrival.after_tokens:
                 self.context.send(self.context.name, Arrive(first))
@@ -235,7 +236,7 @@ class FrontDesk(Gateway):
     def receive(self, message: Any) -> None:
         match message:
             case Arrive(index):
-                clients = self._calls[index]
+                clients = self.calls[index]
                 for client in clients:
                     client.settle_adapter()
                 group = f"call {index}" if len(clients) > 1 else ""
@@ -272,7 +273,7 @@ class FrontDesk(Gateway):
         """What is refused because something else is under way is asked for again, as an operator would."""
         self._undoing[index] += 1
         later = any(
-            words in reply.message for words in (UPDATING, MOVING, LEFT, *GONE)
+            words in reply.message for words in (UPDATING, MOVING, LEFT, FAILED_ORDER, *GONE)
         )  # several replicas speak at once
         if later and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))

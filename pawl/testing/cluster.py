@@ -311,7 +311,13 @@ def cluster(
     model: Model = GHOST,
 ) -> Cluster:
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
+    return Cluster(system_of(workload, source, faults, preempt=preempt), workload, properties, model)
+
+
+def system_of(
+    workload: Workload, source: ChoiceSource, faults: Faults = NO_FAULTS, *, preempt: bool = False
+) -> SimulatedSystem:
+    """Where the actors of an engine for `workload` live."""
     codec = make_codec if workload.encoded or workload.processes else None
     is_wire = crosses if workload.processes else no_wires
-    system = SimulatedSystem(source, seed=1, faults=faults, is_wire=is_wire, preempt=preempt, make_codec=codec)
-    return Cluster(system, workload, properties, model)
+    return SimulatedSystem(source, seed=1, faults=faults, is_wire=is_wire, preempt=preempt, make_codec=codec)

@@ -22,21 +22,24 @@ from typing import Any, NamedTuple
 import pawl
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
+from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.open_requests import HTTP_INTERNAL
+from pawl.actors.runtime.actor import Down
 from pawl.actors.runtime.receiver import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
-from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
+from pawl.actors.simulation.system import ActorFailure
 from pawl.lifecycle.states import Cause
 from pawl.loops.recovery import FAILED_ORDER
 from pawl.testing.at_rest import EndChecks
-from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer
-from pawl.testing.cluster import Cluster
+from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer, Undo
+from pawl.testing.cluster import Cluster, system_of
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.models import GHOST
 from pawl.testing.replica import raise_first, record_properties
+from pawl.testing.routing import WatchedRouter
 from pawl.testing.workload import Arrival, Workload
 
 ROOM = Path(pawl.__file__).parent
@@ -46,7 +49,10 @@ WATCHED = (
     *("actors/control/state.py", "actors/tiers/", "actors/storage.py", "actors/grammar.py"),
     *("actors/stager.py", "actors/weight_client.py", "actors/memory_client.py", "actors/turns.py"),
     *("actors/weight_groups.py", "actors/adapter_client.py", "actors/askers.py", "actors/turn_timer.py"),
-    *("actors/expert_recorder.py",),
+    *("actors/expert_recorder.py", "actors/router.py", "actors/routed.py", "actors/placement.py"),
+    *("actors/prefill_desk.py", "actors/replica_asks.py", "actors/gathering.py", "actors/asks.py"),
+    *("actors/known_replicas.py", "actors/answer_traces.py", "actors/sink.py", "actors/unread.py"),
+    *("actors/adapter_names.py", "actors/step_measures.py", "actors/weight_questions.py"),
     *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
 )
 """Files and folders whose lines may raise."""
@@ -54,6 +60,12 @@ UNWATCHED = ("memory/prefix/events.py",)
 """What looks on in tests."""
 HANDLERS = (SimulatedCell._handle, SimulatedCell._settle)
 """What happens outside of these is set up, torn down or checked."""
+OF_REPLICAS = (ReplicaUp, ReplicaFailed, Down)
+"""Replicas that come and go do so for nobody's request: what fails there is a failure of the engine."""
+MISSED = "does not know"
+"""So ends what is told of replicas that differ: one that has failed at an order, as its sender is told, does."""
+ASIDE = (Cluster.start_replica, WatchedRouter.settled)
+"""What happens inside of these does not belong to whoever has it done."""
 
 
 class InjectedValue(ValueError):
@@ -96,7 +108,7 @@ class Tracer:
     def __init__(self, wants: Callable[[CodeType], bool], at_line: Callable[[FrameType], None]) -> None:
         self._wants = wants
         self._at_line = at_line
-        self._gates = {handler.__code__ for handler in HANDLERS}
+        self._gates = {handler.__code__: 1 for handler in HANDLERS} | {aside.__code__: -1 for aside in ASIDE}
         self._depth = 0
 
     @contextmanager
@@ -112,13 +124,15 @@ class Tracer:
     def _called(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
         if code in self._gates:
-            self._depth += 1
+            if isinstance(frame.f_locals.get("message"), OF_REPLICAS):
+                return None
+            self._depth += self._gates[code]
             return self._gate
         return self._traced if self._depth and self._wants(code) else None
 
     def _gate(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "return":
-            self._depth -= 1
+            self._depth -= self._gates[frame.f_code]
         return self._gate
 
     def _traced(self, frame: FrameType, event: str, _: Any) -> Any:
@@ -140,7 +154,8 @@ class InjectedChecks(EndChecks):
             super().check_cause(client, arrival, cause)
 
     def excuses(self, answer: Reply) -> bool:
-        return not answer.ok and answer.message == FAILED_ORDER
+        told = *(kind.__name__ for kind in INJECTED), FAILED_ORDER
+        return not answer.ok and any(words in answer.message for words in told)
 
     def check_output(self, client: Client) -> None:
         if _internal(client):  # cut off anywhere
@@ -158,14 +173,16 @@ class InjectedDesk(FrontDesk):
     def spares(self, message: Any, error: Exception) -> bool:
         match message:
             case Arrive(index):
-                for client in self._calls[index]:
+                for client in self.calls[index]:
                     client.refused(Refused(0, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
             case Leave(index):
                 client = self.clients[index]
                 entry = self.requests.get(client.request or 0)
                 client.left = entry is None or entry.sink is None
             case Steer(index):
-                self.answers[index].append(Reply(0, False, str(type(error))))
+                self._steered(index, Reply(0, False, FAILED_ORDER))
+            case Undo(index):
+                self._undone(index, Reply(0, False, FAILED_ORDER))
             case _:
                 return super().spares(message, error)
         self.told_of(error)
@@ -184,7 +201,8 @@ class InjectedCluster(Cluster):
 
     def _report(self, name: str, explanation: str, request: int | None) -> None:
         # A plan that fails is told as a property that does not hold, by the name of what was raised, in a policy too.
-        if not explanation.removeprefix("PolicyFailed: ").startswith(tuple(kind.__name__ for kind in INJECTED)):
+        raised = explanation.removeprefix("PolicyFailed: ").startswith(tuple(kind.__name__ for kind in INJECTED))
+        if not raised and not explanation.endswith(MISSED):
             super()._report(name, explanation, request)
 
     def judge_whole(self) -> None:
@@ -193,9 +211,14 @@ class InjectedCluster(Cluster):
 
     def at_rest(self) -> None:
         super().at_rest()
-        lost = self.ended_internally()
-        if len(lost) > 1:
+        if len(self._calls_lost()) > 1:
+            lost = self.ended_internally()
             raise PropertyFailed("fault_isolation", f"one failure ended requests {lost}", lost[0])
+
+    def _calls_lost(self) -> list[int]:
+        """Calls of clients that were told of a failure: who sends several requests in one may lose them all."""
+        calls = self.desk.calls.values()
+        return [index for index, clients in enumerate(calls) if any(map(_internal, clients))]
 
     def ended_internally(self) -> list[int]:
         """Requests whose clients were told of a failure of the server."""
@@ -216,8 +239,7 @@ def _internal(client: Client) -> bool:
 
 def injected_cluster(workload: Workload, source: Strategy) -> InjectedCluster:
     """The engine that serves `workload`."""
-    system = SimulatedSystem(source, seed=1, preempt=False)
-    return InjectedCluster(system, workload, record_properties, GHOST)
+    return InjectedCluster(system_of(workload, source), workload, record_properties, GHOST)
 
 
 @cache
@@ -246,6 +268,8 @@ _MOVES = frozenset(
         "LOAD_DEREF",
         "POP_JUMP_FORWARD_IF_FALSE",
         "POP_JUMP_FORWARD_IF_TRUE",
+        "POP_JUMP_FORWARD_IF_NONE",
+        "POP_JUMP_FORWARD_IF_NOT_NONE",
         "CACHE",
         "LOAD_CONST",
         "LOAD_FAST",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, NotCompiled, Words
-from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.cache import AGAIN_S, Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.select import choose_backend
 from pawl.gpu.grammars.xgrammar import XGrammar
@@ -94,9 +94,9 @@ class Reluctant(Plain):
         return super().compile(grammar)
 
 
-def cache(limit_bytes: int = 1 << 30) -> tuple[Grammars, Reluctant]:
+def cache(limit_bytes: int = 1 << 30, clock: Callable[[], float] = float) -> tuple[Grammars, Reluctant]:
     backend = Reluctant(ghost_words())
-    return Grammars("plain", lambda words: backend, ghost_words(), limit_bytes), backend
+    return Grammars("plain", lambda words: backend, ghost_words(), limit_bytes, clock=clock), backend
 
 
 def test_a_grammar_that_was_refused_costs_nothing_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,12 +132,14 @@ def test_one_that_leads_nowhere_is_compiled_once(monkeypatch: pytest.MonkeyPatch
     assert backend.num_compiled == 1
 
 
-def test_a_grammar_for_which_there_was_no_time_is_tried_again() -> None:
-    grammars, backend = cache()
-    with pytest.raises(GrammarRefused):
-        grammars.hold(SOUND)
-    assert grammars.num_held == 0
-    backend.hurries = True
+def test_a_grammar_for_which_there_was_no_time_is_tried_again_but_not_at_once() -> None:
+    now = [0.0]
+    grammars, backend = cache(clock=lambda: now[0])
+    for now[0] in (0.0, 1.0, AGAIN_S - 1):
+        with pytest.raises(GrammarRefused, match="too slow"):
+            grammars.hold(SOUND)
+    assert (grammars.num_held, backend.num_compiled) == (0, 1)
+    backend.hurries, now[0] = True, AGAIN_S
     grammars.hold(SOUND)
     assert (grammars.num_held, backend.num_compiled) == (1, 2)
 

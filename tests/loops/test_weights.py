@@ -26,7 +26,7 @@ from pawl.loops.orders.weights import (
     WeightsSwapped,
 )
 from pawl.loops.pacing import PACINGS
-from pawl.loops.weights import BUSY, DONE, KEPT
+from pawl.loops.weights import BUSY, DONE, KEPT, Served
 from tests.loops.driver import Driver
 from tests.loops.test_fetching import PROMPT as LONG
 from tests.loops.test_fetching import TierDriver
@@ -284,10 +284,24 @@ def test_a_failure_of_the_loop_drops_what_was_gathered_and_leaves_nobody_waiting
     assert server.outcome_of[7] == Outcome(True, KEPT)
 
 
-def test_what_is_served_is_told_again_after_a_failure_that_may_have_lost_the_news() -> None:
-    server = Server()
-    server.deliver(RenameWeights("v"))
-    server.served = None
+class Deaf(Server):
+    """Fails at the first news of what is served."""
+
+    failed = False
+
+    def exchanged(self, served: Served) -> None:
+        if not self.failed:
+            self.failed = True
+            raise ValueError("it fails")
+        super().exchanged(served)
+
+
+def test_what_is_served_is_told_after_a_failure_that_has_lost_the_news_and_only_then() -> None:
+    server = Deaf()
+    server.intake.weights.recovered("it failed", server.now)
+    assert not server.failed, "a replica whose weights are those of the start is told apart by that from no other"
+    with pytest.raises(ValueError, match="it fails"):
+        server.deliver(RenameWeights("v"))
     server.intake.weights.recovered("it failed", server.now)
     assert server.served == server.intake.weights.served
     assert server.served.version == "v"

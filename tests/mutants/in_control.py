@@ -54,7 +54,7 @@ CONTROL = (
         "auxiliary_conservation",
         "",
         "The timer of a question runs on when the answer has come.",
-        Edit(Asks.answer, "ask.timer.cancel()", "pass"),
+        Edit(Asks._close, "self._pending[ticket].timer.cancel()", "pass"),
     ),
     _mutant(
         "order_by_what_is_not_recorded",
@@ -98,7 +98,7 @@ CONTROL = (
         "observability_conservation",
         "14934",
         "Tokens behind a stop string count as generated.",
-        Edit(Requests.close, "counters.generated_tokens -= num_drawn - num_output", "pass"),
+        Edit(Requests.close, "counters.generated_tokens = generated", "pass"),
     ),
     _mutant(
         "retraction_is_not_recorded",

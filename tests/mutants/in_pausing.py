@@ -68,8 +68,8 @@ PAUSING = (
         "Who is aborted while the engine is paused is not ended.",
         Edit(
             Abort.apply,
-            "for request in self.requests:",
-            'for request in self.requests if intake.loop.serving != "paused" else ():',
+            "self.requests,",
+            'self.requests if intake.loop.serving != "paused" else (),',
         ),
     ),
     _mutant(

@@ -96,7 +96,7 @@ PROMISES = (
         Group.LIFECYCLE,
         "true_causes",
         "Whoever asked for an end, the request ends as if its client had gone.",
-        Edit(Abort.apply, "intake.abort(request, self.cause,", "intake.abort(request, type(self.cause).DISCONNECT,"),
+        Edit(Abort.apply, "self.cause", "type(self.cause).DISCONNECT"),
     ),
     _mutant(
         "time_is_over_early",

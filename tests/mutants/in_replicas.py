@@ -176,7 +176,7 @@ REPLICAS = (
         "incarnation",
         "A request whose replica is lost is given to two others, or to one twice.",
         Edit(
-            Router._place_again,
+            Router._go_on,
             "self._place(routed, routed.again(now))",
             "[self._place(routed, routed.again(now)) for _ in range(2)]",
         ),

@@ -51,9 +51,9 @@ def workload(**shape: object) -> Workload:
     return Workload(arrivals=arrivals, shape=Shape(**{"prefill_chunk": 4, **shape}))  # type: ignore[arg-type]
 
 
-def sampled(places: list[Place]) -> list[Place]:
+def sampled(places: list[Place], count: int = NUM_SAMPLED) -> list[Place]:
     """Some of them; at night all."""
-    return places if NIGHTLY else random.Random(1).sample(places, min(NUM_SAMPLED, len(places)))
+    return places if NIGHTLY else random.Random(1).sample(places, min(count, len(places)))
 
 
 def broken(places: list[Place], seed: int, asked: Workload | None = None) -> list[str]:
