@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from pawl.actors.runtime.actor import Down, Lane, Overflow
+from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import Reason
-from pawl.actors.runtime.processes.frames import Beat, Credit, Hello, Post, read, written
+from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Post, Stop, read, written
+from pawl.actors.runtime.receiver import Phase
 from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, Stray
 from tests.actors.memory_wires import MemoryWire, TwoProcesses
 from tests.actors.runtime_doing import GENEROUS_S
@@ -305,3 +307,32 @@ def test_what_comes_after_a_link_is_closed_is_not_heard(between: Between) -> Non
     received = link.num_received
     link.receive(frames)
     assert (link.num_received, between.waiting("y")) == (received, [0, 0, 0])
+
+
+@pytest.mark.parametrize("way", ["lost", "left", "goodbye"])
+def test_a_link_that_is_over_has_closed_its_wire_and_is_known_to_nobody(between: Between, way: str) -> None:
+    (link,) = between.a.links.values()
+    match way:
+        case "lost":
+            between.a.lost(link, "it is gone")
+        case "left":
+            between.a.leave("b")
+        case _:
+            between.a.told(link, Bye())
+    assert (between.wires["a"].closed, link.closed, between.a.links) == (True, True, {})
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_actor_ends_when_another_process_says_so_also_one_that_has_not_begun(
+    between: Between, started: bool, cut: bool
+) -> None:
+    if started:
+        between.b.start()
+    (link,) = between.b.links.values()
+    for name in ("nobody", "y"):
+        between.b.told(link, Stop(name, "enough", cut))
+    told = between.b.find("y")
+    assert isinstance(told, Cell)
+    assert told.over.wait(GENEROUS_S)
+    assert told.phase is Phase.ENDED

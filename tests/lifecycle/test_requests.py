@@ -193,15 +193,15 @@ def test_output_of_a_lost_replica_is_in_the_table_before_the_request_goes_to_wor
     assert (table.output(row).tolist(), table.known(row).tolist()) == ([6], [4, 5, 6])
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_row_that_is_freed_keeps_no_prompt(alone: bool) -> None:
+@pytest.mark.parametrize("way", ["freed", "freed with all", "withdrawn"])
+def test_a_row_that_is_free_again_keeps_no_prompt(way: str) -> None:
     table = RequestTable(2, 64)
     row = table.open(info(1, max_new_tokens=9), tokens(20), 7, 3.5)
-    table.close(row)
-    if alone:
-        table.free(row)
+    if way == "withdrawn":
+        table.withdraw(1)
     else:
-        table.free_rest()
+        table.close(row)
+        table.free(row) if way == "freed" else table.free_rest()
     assert (vars(table)["_prompts"], table.infos) == ({}, [None] * 2)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,12 +17,14 @@ from pawl import memory
 from pawl.lifecycle.properties.base import Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, StepCommitted
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.states import Cause, State
 from pawl.loops.companion import Companion
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
+from pawl.loops.properties.memory import RowShape
 from pawl.loops.properties.state import STATE_PROPERTIES, STATEMENTS, name_of
 from pawl.loops.replay import Diverged, Impossible, NotReplayable
+from pawl.memory import checks
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
@@ -174,6 +178,35 @@ def test_a_canary_in_the_state_is_reported(plant: str) -> None:
     canary.plant(driver)
     look = driver.loop.checks.check if canary.at_every_step else driver.loop.checks.check_all
     assert canary.property in {broken.property for broken in look(driver.loop)}
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+@pytest.mark.parametrize("state", [State.PREFILLING, State.DECODING])
+def test_a_row_has_its_shape_where_each_of_its_lengths_is_bounded_by_the_next(
+    state: State, in_flight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for check in ("check_lengths", "check_windows"):  # of memory alone
+        monkeypatch.setattr(checks, check, lambda memory: None)
+    driver = working()
+    if in_flight:
+        driver.loop.turn(driver.now)
+    table, memory = driver.loop.table, driver.loop.memory
+    row = int(driver.loop.queues.running()[0])
+    table.state[row], table.num_computed[row] = state, 0
+    for protected, committed, length, most in product(range(3), repeat=4):
+        table.num_tokens[row] = committed + 1
+        if state is State.PREFILLING:
+            table.num_tokens[row], table.num_computed[row] = 9, committed
+        memory.page_table.length[table.slot[row]], table.max_length[row] = length, most
+        memory.page_table.holds[int(table.slot[row])] = SimpleNamespace(num_tokens=protected)  # type: ignore[assignment]
+        grows = protected <= length if in_flight else protected <= committed == length
+        try:
+            RowShape().check_all(driver.loop)
+        except MemoryViolation:
+            assert not (grows and committed <= length <= most)
+        else:
+            assert grows
+            assert committed <= length <= most
 
 
 def test_a_loop_that_leaves_a_request_waiting_for_nothing_is_reported() -> None:
