@@ -44,7 +44,7 @@ class _Read:
 
     def __init__(self, message: StepTokens) -> None:
         self.message = message
-        self.num_admitted = self.num_scored = self.num_embedded = self.num_tokens = self.num_ended = 0
+        self.num_scored = self.num_tokens = self.num_ended = 0
         self.outputs: list[Output] = []
         self.places: dict[int, int] = {}
         """row -> index of its token's output"""
@@ -160,14 +160,12 @@ class Detokenizer(Actor):
         streams, read = self._streams, self._read
         if read is None or read.message is not message:
             read = self._read = _Read(message)
-        for admitted in message.admitted[read.num_admitted :]:
-            read.num_admitted += 1
+        for admitted in message.admitted:  # what is told again here changes nothing
             self._guard(admitted.row, Stream.admit, admitted)
         for row, prompt_scores in message.prompt_logprobs[read.num_scored :]:
             read.num_scored += 1
             self._guard(row, Stream.add_prompt_scores, prompt_scores)
-        for row, vector in message.embeddings[read.num_embedded :]:
-            read.num_embedded += 1
+        for row, vector in message.embeddings:
             self._guard(row, Stream.add_embedding, vector)
         rows: list[int] = message.rows.tolist()
         silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()

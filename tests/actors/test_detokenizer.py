@@ -270,6 +270,40 @@ def test_prompt_scores_without_any_output_come_with_the_end() -> None:
     assert output.prompt_logprobs == ()
 
 
+def test_a_step_whose_outputs_could_not_be_sent_at_first_is_told_once_and_whole() -> None:
+    bench = Bench()
+    prompt = bench.ids("hello world hello")
+    for row in range(3):
+        bench.open(row, 10 + row, prompt=prompt)
+    vector = np.array([0.5, 1.5], np.float32)
+    tokens = np.array([prompt[0]] * 2, np.int32)
+    message = StepTokens(
+        np.array([0, 1], np.int32),
+        tokens,
+        prompt_logprobs=((0, prompt_scores(0, [-1.0, -2.0, -3.0])),),
+        embeddings=((2, vector),),
+        admitted=(Admitted(0, 3, TIMING),),
+        ended=(ended(1, 11, num_output=1), ended(2, 12)),
+    )
+    bench.context.full.add("gateway")
+    with pytest.raises(OutputsRefused) as refused:
+        bench.actor.receive(message)
+    bench.context.full.clear()
+    assert bench.actor.spares(message, refused.value)
+    [told] = bench.context.take("gateway")
+    assert [(each.request, each.tokens, each.done is not None) for each in told.outputs] == [
+        (10, (prompt[0],), False),
+        (11, (prompt[0],), True),
+        (12, (), True),
+    ]
+    assert [len(each.prompt_logprobs) for each in told.outputs] == [len(prompt), 0, 0]
+    assert told.outputs[2].embedding is vector
+    [output] = bench.step([(0, prompt[1])])
+    assert (output.tokens, output.prompt_logprobs) == ((prompt[1],), ())
+    [output] = bench.step(ended=[ended(0, 10, num_output=2)])
+    assert output.done is not None
+
+
 def test_stopping_drains_what_is_open() -> None:
     bench = Bench()
     bench.open(0, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from itertools import pairwise
@@ -20,7 +21,7 @@ from pawl.lifecycle.export.parquet import export_parquet
 from pawl.lifecycle.export.timeline import Timeline, _Builder, timeline
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.monitor import Monitor
-from pawl.lifecycle.records import DECODER, ENCODER, Record, Started, TierTold, Transition
+from pawl.lifecycle.records import DECODER, ENCODER, Record, Started, StepPlanned, Submitted, TierTold, Transition
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.trace.reader import TraceReader
 from tests.lifecycle.story import sound_run, write
@@ -159,6 +160,24 @@ def test_records_that_begin_anywhere_have_a_timeline_of_what_they_show() -> None
         known = {request.request: request for request in whole.requests}
         for request in later.requests:
             assert request.num_output <= known[request.request].num_output
+
+
+def test_a_timeline_begins_with_the_first_that_is_known_to_have_happened() -> None:
+    for records in RUNS:
+        for at in range(0, len(records), 7):
+            first = [record.time for record in records[at:] if isinstance(record, Started | Submitted | StepPlanned)]
+            assert timeline(records[at:]).start == (first[0] if first else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [(0, ["b16b5b7f", "8460402b", "19c4aa6e"]), (13, ["4ee4fea6", "9a7437ee", "442a3672"])],
+    ids=["whole", "from the middle"],
+)
+def test_what_is_shown_of_a_known_run_stays_as_it_is(first: int, kept: list[str]) -> None:
+    line = timeline(DECODER.decode(ENCODER.encode(STORY.records))[first:])
+    shown = repr(line), json.dumps(chrome_trace(line)), json.dumps(otlp_trace(line))
+    assert [hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in shown] == kept, shown
 
 
 # ---- chrome ----
