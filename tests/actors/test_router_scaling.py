@@ -305,8 +305,11 @@ def test_a_load_by_which_none_could_be_started_asks_again_once_it_has_been_lower
     assert router.fleet.size.wanted == 1
     starts.why_not = ""
     context.advance(60.0)
+    router.receive(asked(5))
+    opens(router, 5, 0)
+    context.advance(60.0)
     assert starts.num_added == 0
-    for request in (1, 2):
+    for request in (1, 2, 5):
         ends(router, request, 0)
     router.receive(asked(4))
     context.advance(2.0)

@@ -274,6 +274,8 @@ class _Finder:
             return
         if _bound(first) & _read(second) or _bound(second) & (_read(first) | _bound(first)):
             return
+        if _only_names(first) or _only_names(second):
+            return  # whatever the other does, the name stands for the same
         if not (_acts(first) or _acts(second)) and not (
             _places(first) & _uses(second) or _places(second) & _uses(first)
         ):
@@ -471,6 +473,14 @@ def _is_named_item(part: ast.AST) -> bool:
     return (
         isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant) and isinstance(part.slice.value, str)
     )
+
+
+def _only_names(node: ast.stmt) -> bool:
+    """Whether it gives names of the function to what others of its names, and constants, stand for."""
+    if not isinstance(node, ast.Assign) or _stores(node):
+        return False
+    plain = (ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.expr_context)
+    return all(isinstance(part, plain) for part in ast.walk(node.value))
 
 
 def _stores(node: ast.stmt) -> bool:

@@ -92,6 +92,9 @@ def test_statements_are_swapped_only_where_each_can_stand_first() -> None:
     assert "wrong order" not in made("a.free -= len(b)\na.digest += total(a.keys[b])")
     assert "wrong order" in made("a.free -= len(b)\na.digest += total(a.stack[a.free :])")
     assert "wrong order" in made("a.stack[b] = c\na.digest += total(a.stack)")
+    assert "wrong order" not in made("a.take(b)\nx = {'b': b, 'c': (c, 1)}")
+    assert "wrong order" in made("a.take(b)\nx = [*b]")
+    assert "wrong order" in made("a.take(b)\nx = a.y")
 
 
 def test_functions_are_named_by_their_classes_and_equal_edits_by_their_number() -> None:

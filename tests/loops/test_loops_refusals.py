@@ -1,0 +1,61 @@
+"""What no loop can be, do or keep is refused, in the words that say what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Contained
+from pawl.loops.companion import Companion
+from pawl.loops.decision_log import OneDecisionLog
+from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.properties.memory import SingleOwner
+from pawl.loops.replay import NotReplayable, Replay
+from pawl.memory.snapshot import NoSnapshot
+from pawl.memory.violation import MemoryViolation
+from tests.loops.driver import Driver
+from tests.loops.test_replay import record_run
+
+
+def _two_owners() -> None:
+    driver = Driver(pacing="lockstep")
+    for _ in range(2):
+        driver.submit([1, 2, 3], 9)
+    driver.step()
+    memory = driver.loop.memory
+    pages, (first, second) = memory.page_table.pages, memory.slots.used[:2].tolist()
+    memory.pages.refcount[[pages[first, 0], pages[second, 0]]] = 2, 0
+    pages[second, 0] = pages[first, 0]
+    SingleOwner().check_all(driver.loop)
+
+
+def _after_a_failure() -> None:
+    started, *_ = record_run(0)
+    Replay.begin(started).feed(Contained(0, "ValueError", 1.0))
+
+
+REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "a checkpoint beside a companion": (lambda: Companion().snapshot(), NoSnapshot, "Companion beside the loop"),
+    "tiers that are not there": (lambda: Driver().loop.companion(LowerTiers), LookupError, "no LowerTiers"),
+    "a page of two who write it": (_two_owners, MemoryViolation, "a page that is not cached has one owner"),
+    "a replay past a failure": (_after_a_failure, NotReplayable, r"record 2: the scheduler failed here, .*ValueError"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_what_cannot_be_is_refused(what: str) -> None:
+    make, error, words = REFUSALS[what]
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_a_trace_that_breaks_off_before_all_that_was_decided_is_told_at_its_end() -> None:
+    judge, history, told = OneDecisionLog(), History(), set[str]()
+    for record in record_run(0)[:60]:
+        history.advance(record)
+        assert list(judge.observe(record, history)) == []
+        told |= {violation.explanation[:30] for violation in judge.finish(history)}
+    assert told == {"nothing more is recorded, deci"}
