@@ -18,11 +18,12 @@ from pawl.actors.scaling import Rule
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.states import Cause
+from pawl.loops.intake import Order
 from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.memory import ReleaseMemory
 from pawl.loops.orders.serving import Pause
 from pawl.loops.orders.sessions import CloseSession, OpenSession
-from pawl.loops.orders.weight_groups import JoinWeightGroup
+from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup
 from pawl.loops.orders.weights import UpdateWeights
 from tests.actors.test_router import PROMPT, asked, draws, given, is_lost, opens, ordered, told_next, turn
 
@@ -208,6 +209,25 @@ def test_numbers_out_of_bounds_and_of_replicas_in_a_trainers_group_are_refused()
     scale(router, context, 1)
     router.receive(Ask(1, join, FRONT.gateway))
     assert "a replica leaves" in next(each for each in context.take(FRONT.gateway) if isinstance(each, Reply)).message
+
+
+def test_a_trainers_group_fixes_the_number_while_it_is_joined_and_as_long_as_anybody_may_be_in_it() -> None:
+    router, context, _ = routed(2)
+
+    def answered(message: Order, ok: bool) -> None:
+        router.receive(Ask(1, message, FRONT.gateway))
+        assert scale(router, context, 1).message == JOINED
+        for number in (0, 1):
+            for each in [each for each in context.take(f"scheduler.{number}") if isinstance(each, Ask)]:
+                router.receive(Reply(each.ticket, ok))
+
+    join = JoinWeightGroup(master_address="localhost", master_port=1, rank_offset=1, world_size=3)
+    answered(join, ok=False)
+    assert scale(router, context, 2).ok
+    answered(join, ok=True)
+    assert scale(router, context, 2).message == JOINED
+    answered(LeaveWeightGroup(), ok=False)
+    assert scale(router, context, 2).ok
 
 
 def test_one_that_is_at_an_order_leaves_when_it_has_answered() -> None:

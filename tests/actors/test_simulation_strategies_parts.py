@@ -15,6 +15,7 @@ from pawl.actors.simulation.choice import Choices, ChoiceSource, Guide, Kind, Va
 from pawl.actors.simulation.exploration import Case, explore
 from pawl.actors.simulation.shrinking import Shrinker, cost
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
+from pawl.actors.simulation.strategies.drawn import MOST_DEVIATIONS, Drawn
 from pawl.actors.simulation.strategies.pct import LENGTHS, PCT
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, Guided, RandomWalk, Strategy
@@ -255,3 +256,15 @@ def test_shrinking_does_not_slip_from_one_property_to_another() -> None:
     assert str(failure.error) == "many"
     assert str(failure.shrunk_error) == "many"
     assert len(failure.shrunk.deviations()) == 3
+
+
+def test_a_drawn_schedule_deviates_a_bounded_number_of_times_and_is_fair_between() -> None:
+    class Data:
+        """Draws deviations as often as it may, with a fair decision between."""
+
+        def draw(self, strategy: Any, label: str) -> int:
+            return 2 if label.startswith("fair") else 1
+
+    drawn = Drawn(Data())  # type: ignore[arg-type]
+    chosen = [drawn.choose(Kind.PICK, [option("a", "x"), option("b", "x")]) for _ in range(3 * MOST_DEVIATIONS)]
+    assert chosen == [0, 1] * MOST_DEVIATIONS + [0] * MOST_DEVIATIONS
