@@ -3,7 +3,7 @@ itself, and how one that is lost is replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from pawl.actors.fleet_size import FleetSize
 from pawl.actors.joining import Joining
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import (
     NoneLeft,
     NotReplaced,
@@ -22,12 +23,11 @@ from pawl.actors.messages.replicas import (
     ReplicaJoined,
     ReplicaUp,
 )
-from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load
 from pawl.actors.prefillers import Prefillers
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import NOBODY, Replica, named_by_all, slowest, that_needs
+from pawl.actors.routed import NOBODY, Replica, Said, named_by_all, released_by_any, slowest, that_needs
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.scaling import Rule
 from pawl.actors.starter import Starter
@@ -40,6 +40,12 @@ STARTING = "a replica is being started again"
 LEAVING = "a replica leaves, and would not be in the group for long: try again once it is gone"
 STOPPING = "the server is shutting down"
 OTHER_WEIGHTS = "it serves other weights than those that serve here: they were changed where they were read from"
+MERGED: Mapping[type, Callable[[Mapping[int, Replica]], Any]] = {
+    Stalled: slowest,
+    AdaptersNamed: named_by_all,
+    MemoryReleased: released_by_any,
+}
+"""What only some may say -> what holds of all that take requests."""
 
 
 class Fleet:
@@ -121,13 +127,13 @@ class Fleet:
         if self._joining.hears(message):
             return
         replica = self.replicas.get(getattr(message, "replica", NOBODY))
-        if replica is not None and isinstance(message, Stalled | AdaptersNamed | WeightsServed):
+        if replica is not None and isinstance(message, Said):
             replica.hears(message)
-        if isinstance(message, Stalled | AdaptersNamed):
-            if replica is None:
-                return
-            message = slowest(self.replicas) if isinstance(message, Stalled) else named_by_all(self.replicas)
-        self._send_gateway(message)
+        merge = MERGED.get(type(message))
+        if merge is None:
+            self._send_gateway(message)
+        elif replica is not None:
+            self._send_gateway(merge(self.replicas))
 
     # ---- replicas that come and go ----
 
@@ -173,6 +179,8 @@ class Fleet:
         """What follows for those that are left."""
         self._send_gateway(slowest(self.replicas))  # it may have been the one that is gone, which says nothing any more
         self._tell_adapters()  # and the only one that did not have one yet
+        if gone.released.tags:  # or that lacked some memory
+            self._send_gateway(released_by_any(self.replicas))
         self.questions.lost(gone.number, why)
 
     def _add(self) -> str:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pawl.actors.messages.adapters import AdaptersNamed
-from pawl.actors.messages.control import Reply, Stalled
-from pawl.actors.messages.weights import WeightsServed
+from pawl.actors.messages.control import Reply
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import Replica, that_needs
+from pawl.actors.routed import Replica, Said, that_needs
 from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.loops.intake import Order
 from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
@@ -80,7 +78,7 @@ class Joining:
     def hears(self, message: object) -> bool:
         """Whether one of these has said it, of itself."""
         replica = self.replicas.get(getattr(message, "replica", 0))
-        if replica is None or not isinstance(message, Stalled | AdaptersNamed | WeightsServed):
+        if replica is None or not isinstance(message, Said):
             return False
         replica.hears(message)
         return True

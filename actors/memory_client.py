@@ -33,7 +33,8 @@ class MemoryClient:
         released = intake.loop.released
         if released != self._told:
             self._told = released
-            self._actor.context.send(self._names.gateway, MemoryReleased(in_order(released)), Lane.CONTROL)
+            told = MemoryReleased(in_order(released), self._names.replica)
+            self._actor.context.send(self._names.gateway, told, Lane.CONTROL)
 
     def recovered(self) -> None:
         """The scheduler has failed in the middle of something: all are told again, and the worker answers again."""

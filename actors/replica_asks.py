@@ -16,6 +16,7 @@ from pawl.actors.present import JOINED, Present, lasts
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
+from pawl.loops.orders.memory import ReleaseMemory
 from pawl.loops.orders.serving import Continue, Pause
 from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup
@@ -179,6 +180,9 @@ class ReplicaAsks:
         self._lasting.pop(number, None)
         # One that has not may be gone, and nobody has said so yet. And who is told to leave a group is in it no more.
         done = any(reply.ok for reply in replies) or isinstance(order, LeaveWeightGroup)
+        if isinstance(order, ReleaseMemory):
+            # Where one has refused, and serves on, whoever is started later is to serve as well.
+            done = done and all(reply.ok or reply.unserved for reply in replies)
         if done and isinstance(order, Pause | Continue):
             # Who pauses is answered when steps have come back, and may have been told to go on since.
             done = number > self._last_serving

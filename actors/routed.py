@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Stalled
 from pawl.actors.messages.generate import Admitted, Ended, Generate, Resumed, StepTokens, Timing, Usage
+from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import ReplicaLeft, ReplicaLost
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
+from pawl.lifecycle.machines.memory import in_order
 from pawl.lifecycle.numbers import passed
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
@@ -23,6 +26,8 @@ from pawl.memory.arrays import Int32s
 MOST_STREAMS = 1 << 31
 MOST_ENDED = 4096
 """Requests that have ended and are remembered."""
+Said: TypeAlias = Stalled | AdaptersNamed | WeightsServed | MemoryReleased
+"""What replicas say of themselves, and what the router hears of."""
 NOBODY = -1
 """In place of a replica's number: a request waits for one."""
 
@@ -164,6 +169,7 @@ class Replica:
         """Number of the order to leave: it takes no requests. 0: it stays."""
         self.pace = Stalled(0.0, replica=names.replica)
         self.adapters: tuple[Named, ...] = ()
+        self.released = MemoryReleased((), names.replica)
         self.weights = ""
         """What it told last of these; "": it serves what it was started with."""
         self.vital = names.vital & names.own
@@ -175,7 +181,7 @@ class Replica:
     def number(self) -> int:
         return self.names.replica
 
-    def hears(self, message: Stalled | AdaptersNamed | WeightsServed) -> None:
+    def hears(self, message: Said) -> None:
         """It has said this of itself."""
         match message:
             case Stalled():
@@ -184,6 +190,8 @@ class Replica:
                 self.adapters = adapters
             case WeightsServed():
                 self.weights = message.fingerprint
+            case MemoryReleased():
+                self.released = message
 
     def lost(self, name: str, reason: str) -> ReplicaLost:
         """What the gateway is told when it is given up, as its actor `name` is gone."""
@@ -240,3 +248,8 @@ def named_by_all(replicas: Mapping[int, Replica]) -> AdaptersNamed:
     """Adapters that every one of these has, in the order of loading."""
     first, *others = [each.adapters for each in replicas.values()] or [()]
     return AdaptersNamed(tuple(each for each in first if all(each in own for own in others)))
+
+
+def released_by_any(replicas: Mapping[int, Replica]) -> MemoryReleased:
+    """Memory that one of these lacks."""
+    return MemoryReleased(in_order({tag for each in replicas.values() for tag in each.released.tags}))

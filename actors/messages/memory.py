@@ -27,3 +27,4 @@ class MemoryReleased(msgspec.Struct, frozen=True, tag=True):
     """scheduler -> gateway: these are released from now on, and nothing else."""
 
     tags: tuple[MemoryTag, ...]
+    replica: int = 0

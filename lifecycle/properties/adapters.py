@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import AdapterMoved, Delivered, Submitted, Transition
+from pawl.lifecycle.records import AdapterMoved, Delivered, Started, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import Event
 
 _MOVES = frozenset((source, event, target) for source, event, target, _ in ADAPTER.moves)
@@ -29,12 +29,15 @@ class _Adapter(msgspec.Struct):
     reading: bool = False
     fingerprint: str = ""
     pinned: bool = False
+    used: int = 0
+    """When it was used last: it was read, or somebody was admitted with it."""
 
 
 class AdapterReferences(Property):
     """A request names an adapter that is ready, and is computed only while that one is in a slot of its own; who is
     computed with it keeps it there. An adapter that is unloaded goes when the last request that named it has ended. No
-    two incarnations have one number, and each has one content. One that is pinned makes way for no other."""
+    two incarnations have one number, and each has one content. One that is pinned makes way for no other. No more are
+    ready than may be, and of those that nobody needs the one used the longest time ago makes way."""
 
     name: ClassVar[str] = "adapter_references"
 
@@ -45,12 +48,32 @@ class AdapterReferences(Property):
         """Names that somebody has loaded -> whether all who have asked for it to be pinned."""
         self._let_go: set[str] = set()
         """Names that somebody has unloaded since one of the name was read first."""
+        self._uses = 0
+        self._most: int | None = None
+        """That may be ready; None: the first record does not say."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         for kept in beginning.adapters:
-            adapter = _Adapter(kept.phase, kept.slot, kept.ticket > 0, kept.fingerprint)
+            adapter = _Adapter(kept.phase, kept.slot, kept.ticket > 0, kept.fingerprint, kept.pinned, kept.used)
             self._adapters[kept.number] = adapter
+            self._uses = max(self._uses, kept.used)
+        return self._started(beginning.started, history)
+
+    @on(Started)
+    def _started(self, record: Started, history: History) -> Sequence[Violation]:
+        loop: Any = record.config.get("loop")
+        most = loop.get("max_loaded_loras") if isinstance(loop, dict) else None
+        self._most = most if isinstance(most, int) else None
         return ()
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        if not self._adapters or self._most is None:
+            return ()
+        ready = [number for number in self._adapters if self._phase(number) is AdapterPhase.READY]
+        if len(ready) <= self._most:
+            return ()
+        return (self.violation(history, f"adapters {ready} are ready, and {self._most} may be"),)
 
     @on(Delivered)
     def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
@@ -71,7 +94,13 @@ class AdapterReferences(Property):
         found = list(self._wrong(record, adapter, history))
         adapter.phase, adapter.slot, adapter.fingerprint = record.target, record.slot, record.fingerprint
         adapter.reading = record.event is AdapterEvent.READ
+        if record.event is AdapterEvent.LOADED:
+            self._use(adapter)
         return found
+
+    def _use(self, adapter: _Adapter) -> None:
+        self._uses += 1
+        adapter.used = self._uses
 
     def _wrong(self, record: AdapterMoved, adapter: _Adapter, history: History) -> Iterator[Violation]:
         what, event = f"adapter {record.number} ({record.name!r})", record.event
@@ -87,11 +116,28 @@ class AdapterReferences(Property):
         makes_way = event is AdapterEvent.UNLOAD and record.name not in self._let_go
         if adapter.pinned and (makes_way or event is AdapterEvent.EVICTED):
             yield self.violation(history, f"{event}: {what} is pinned, and makes way for another")
+        if makes_way or event is AdapterEvent.EVICTED:
+            could = self._unneeded(history) if event is AdapterEvent.EVICTED else self._ready_ones()
+            earlier = [number for number in could if self._adapters[number].used < adapter.used]
+            if earlier:
+                text = f"{event}: {what} makes way, and adapter {earlier[0]} was used a longer time ago"
+                yield self.violation(history, text)
         if event in _LETS_GO:
             rows = self._rows(record.number, history, live=event is AdapterEvent.UNUSED)
             if rows:
                 text = f"{event}: {what} leaves its slot, and a request needs it"
                 yield self.violation(history, text, int(history.request[rows[0]]))
+
+    def _ready_ones(self) -> list[int]:
+        """Numbers of those that requests may name, and that are not pinned."""
+        adapters = self._adapters.items()
+        return [number for number, each in adapters if each.phase is AdapterPhase.READY and not each.pinned]
+
+    def _unneeded(self, history: History) -> list[int]:
+        """Numbers of those in slots that nobody who is live has named."""
+        there = [number for number, each in self._adapters.items() if each.slot and not each.reading]
+        free = [number for number in there if not self._adapters[number].pinned]
+        return [number for number in free if not self._rows(number, history, live=True)]
 
     def _rows(self, number: int, history: History, *, live: bool) -> list[int]:
         """Rows whose requests are computed with this adapter, or, with `live`, have named it."""
@@ -114,6 +160,8 @@ class AdapterReferences(Property):
         if not number:
             return ()
         adapter = self._adapters.get(number)
+        if adapter is not None:
+            self._use(adapter)
         if adapter is not None and adapter.slot and not adapter.reading and self._phase(number) in _SERVED:
             return ()
         return (self.violation(history, f"it is admitted, and its adapter {number} is in no slot", record.request),)

@@ -70,6 +70,9 @@ class Kept(msgspec.Struct):
     slot: int
     ticket: int
     """Not 0 while it is read."""
+    pinned: bool
+    used: int
+    """When it was used last, by the count of all uses."""
 
 
 class _Companion(msgspec.Struct):

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.limits import SETTABLE, Limits, refusals
-from pawl.lifecycle.properties.base import Property, Violation, on
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
@@ -21,6 +21,7 @@ from pawl.lifecycle.records import (
     Submitted,
     Transition,
 )
+from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Event
 
 
@@ -78,17 +79,24 @@ class FollowedLimits:
 class LimitsHold(Property):
     """Each step is planned within the limits that are set at that time, all together or not at all: it computes no more
     prompt tokens than one may, nobody is admitted beyond those who may run, and it waits for as long as steps are
-    slowed down by, from the launch, the result or the arrival at rest before it."""
+    slowed down by, from the launch, the result or the arrival at rest before it. Nobody comes to wait beside as many
+    as may, who were never admitted."""
 
     name: ClassVar[str] = "limits_hold"
 
     def __init__(self) -> None:
         self._limits = FollowedLimits()
         self._ready_at = 0.0
+        self._waiting: set[int] = set()
+        """Requests that were never admitted."""
+        self._begun: set[int] = set()
+        """Those whose first admission may still be undone."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         self._limits.begin(beginning)
         self._ready_at = beginning.limits.ready_at
+        table = beginning.table
+        self._waiting = {table.info(row).request for row in beginning.rows if table.order[row] == NOT_ADMITTED}
         return [self.violation(history, text) for text in self._limits.refusals(beginning.limits.now)]
 
     @on(Started)
@@ -107,13 +115,40 @@ class LimitsHold(Property):
             self._ready_at = record.time
         return ()
 
-    @on(StepCommitted, StepRolledBack)
-    def _resolved(self, record: StepCommitted | StepRolledBack, history: History) -> Sequence[Violation]:
+    @on(Event.SUBMIT, Event.SUBMIT_GRAMMAR)
+    def _comes_to_wait(self, record: Transition, history: History) -> Sequence[Violation]:
+        limits, waiting = self._limits.now, len(self._waiting)
+        self._waiting.add(record.request)
+        if limits is None or waiting < limits.max_queued:
+            return ()
+        text = f"it comes to wait beside {waiting} requests, where {limits.max_queued} may"
+        return (self.violation(history, text, record.request),)
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._waiting.discard(record.request)
+        self._begun.discard(record.request)
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
         self._ready_at = record.time
+        self._begun.difference_update(admission.request for admission in history.step.admitted)
+        return ()
+
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        self._ready_at = record.time
+        undone = self._begun.intersection(admission.request for admission in history.restored)
+        self._begun -= undone
+        self._waiting |= undone
         return ()
 
     @on(Event.ADMIT)
     def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        if record.request in self._waiting:
+            self._waiting.remove(record.request)
+            self._begun.add(record.request)
         limits, running = self._limits.now, np.count_nonzero(history.working[: history.num_rows])
         if limits is None or running <= limits.max_running:
             return ()

@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation, on
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Started, StepPlanned
+from pawl.lifecycle.records import Started, StepCommitted, StepPlanned, Transition
+
+SHORTEST_PAUSE = 4
+"""Tokens that a request draws one by one at the least after a draft of which nothing was right."""
 
 
 class _Drafts(msgspec.Struct):
@@ -28,12 +31,15 @@ class _Settings(msgspec.Struct):
 class DraftsInBounds(Property):
     """A request has a draft only where the loop may make some, of as many tokens at the most as one may have, and none
     for positions that are never computed. A step with drafts computes no prompt and no more positions than the loop
-    allows such a step, nor than `prefill_chunk`, and no other is planned until it is resolved."""
+    allows such a step, nor than `prefill_chunk`, and no other is planned until it is resolved. A request of whose draft
+    nothing was right has none for a while."""
 
     name: ClassVar[str] = "drafts_in_bounds"
 
     def __init__(self) -> None:
         self._settings: _Settings | None = None
+        self._pausing: dict[int, int] = {}
+        """Request of whose last draft nothing was right -> tokens that it must have before another."""
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
@@ -47,6 +53,23 @@ class DraftsInBounds(Property):
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         return tuple(self._judged(history))
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        if record.counts is not None:
+            step, committed = history.step, history.committed
+            for index in np.flatnonzero(step.chained & (step.lengths > 1) & committed.live).tolist():
+                request = int(step.requests[index])
+                if committed.counts[index] > 1:
+                    self._pausing.pop(request, None)
+                else:
+                    self._pausing[request] = int(history.num_tokens[step.rows[index]]) + SHORTEST_PAUSE
+        return ()
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._pausing.pop(record.request, None)
+        return ()
 
     def _judged(self, history: History) -> Iterator[Violation]:
         step = history.step
@@ -72,3 +95,8 @@ class DraftsInBounds(Property):
             yield self.violation(history, text, request)
         elif (step.ends > last)[runs].any():
             yield self.violation(history, "a draft for positions that are never computed", request)
+        known = history.num_tokens[step.rows[runs]].tolist()
+        for number, count in zip(step.requests[runs].tolist(), known, strict=True):
+            if count < self._pausing.get(number, 0):
+                text = f"it has a draft at {count} tokens, and was to have none before {self._pausing[number]}"
+                yield self.violation(history, text, number)

@@ -60,7 +60,7 @@ OUTPUTS: dict[str, str] = {
 }
 CONTROL: dict[str, str] = {
     "quiescent_flush": "",
-    "limits_hold": "requests that may wait: by simulated clients",
+    "limits_hold": "",
     "weight_epochs": "which weights computed: by the ghost, and by what simulated clients get under each name",
     "weight_groups": "what was sent, and that who waits is told: by simulated clients",
     "session_atomicity": "turns that are refused for no reason: by simulated clients",
@@ -72,6 +72,11 @@ OF_RUNS: dict[str, str] = {
     "bounded_overtaking": "At most `limit` requests that came later, of equal priority, are admitted before a request "
     "that waits for nothing but its turn: neither for its grammar or adapter, nor for what another tier or another "
     "replica has of its prompt, nor for a page that another computes right now.",
+    "cache_as_stated": "A request begins with the longest beginning that is cached, and what it computes beyond that "
+    "is cached once. Of pages that nobody holds and nothing goes on from, those leave first that the policy says, as "
+    "many as are wanted, and behind each step that may touch them.",
+    "tiers_as_stated": "Below the device a page leaves for want of room and for nothing else: where there are files "
+    "that have room, and a disk that writes, none does; and of host memory alone the least recently used one leaves.",
     "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix "
     "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
     "above the least busy.",

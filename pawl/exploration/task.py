@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,9 +28,10 @@ REPLAYED_EVERY = 3
 """Workloads of which one has its schedules decided again from their own records as well."""
 CONFIRMED_EVERY = 41
 """Workloads of which one has a schedule run twice: it must come out the same. A prime, so all strategies meet it."""
-CONTENTION, SCARCITY, APART, CROWDING = 0.2, 0.3, 0.15, 0.1
+CONTENTION, SCARCITY, APART, CROWDING, STEERING, CONVERSING = 0.15, 0.24, 0.15, 0.1, 0.1, 0.06
 """Shares of the workloads in which many requests wait for few places, in which pages are short, in which prompts are
-computed elsewhere, and in which long and short ones are computed beside each other."""
+computed elsewhere, in which long and short ones are computed beside each other, in which orders come while replicas
+come and go, and in which one session has many turns."""
 SPRINKLED = 0.4
 """Share of those in which requests ask something of their tokens, as others do."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
@@ -206,21 +207,21 @@ def workload_of(task: Task, seed: int) -> Workload:
 
 
 def _drawn(task: Task, seed: int) -> Workload:
-    from pawl.testing import Workload, apart, contention, crowding, scarcity
+    from pawl.testing import Workload, apart, contention, conversing, crowding, scarcity, steering
     from pawl.testing.sprinkled import sprinkled
 
-    kind = Seeded(seed << 32)  # of the seed and not its remainder, which the strategy depends on as well
-    if kind.chance(CONTENTION):
-        drawn = contention(seed, **task.shape)
-    elif kind.chance(SCARCITY / (1 - CONTENTION)):
-        drawn = scarcity(seed, **task.shape)
-    elif kind.chance(APART / (1 - CONTENTION - SCARCITY)):
-        drawn = apart(seed, **task.shape)
-    elif kind.chance(CROWDING / (1 - CONTENTION - SCARCITY - APART)):
-        drawn = crowding(seed, **task.shape)
-    else:
-        return _as_fixed(task, Workload.random(seed, max_requests=task.max_requests, **task.shape))
-    return _as_fixed(task, sprinkled(drawn, seed) if kind.chance(SPRINKLED) else drawn)
+    # Of the seed and not its remainder, which the strategy depends on as well.
+    kind, begins = Seeded(seed << 32), 0.0
+    makers: tuple[tuple[Callable[..., Workload], float], ...] = (
+        *((contention, CONTENTION), (scarcity, SCARCITY), (apart, APART)),
+        *((crowding, CROWDING), (steering, STEERING), (conversing, CONVERSING)),
+    )
+    for maker, share in makers:
+        if kind.chance(share / (1 - begins)):
+            drawn = maker(seed, **task.shape)
+            return _as_fixed(task, sprinkled(drawn, seed) if kind.chance(SPRINKLED) else drawn)
+        begins += share
+    return _as_fixed(task, Workload.random(seed, max_requests=task.max_requests, **task.shape))
 
 
 def _as_fixed(task: Task, drawn: Workload) -> Workload:

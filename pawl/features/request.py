@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pawl.features import shown
 from pawl.features.row import Feature, Source
 from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
@@ -51,7 +52,7 @@ Values = Mapping[str, Any]
 Draw = Callable[[Source, Values], dict[str, Any]]
 OUTPUTS = ("schedule_equivalence", "retraction_transparency", "batch_independence")
 SCORES = ("retraction_transparency", "schedule_equivalence")
-STOPS = ("stop_semantics", "stream_equals_result")
+STOPS = shown.STOPS
 ENDS = ("silence_after_abort", "abort_is_total", "legal_lifecycle")
 
 
@@ -218,12 +219,7 @@ FEATURES: tuple[Feature, ...] = (
         ("batch_independence", "incarnation"),
         settings=("rid", "group"),
     ),
-    Feature(
-        "hangs up",
-        ("leaves_after",),
-        _sometimes(0.25, _leaves_after),
-        ENDS,
-    ),
+    Feature("hangs up", ("leaves_after",), _sometimes(0.25, _leaves_after), ENDS),
     Feature(
         "stop string",
         ("stop_after",),
@@ -347,4 +343,5 @@ FEATURES: tuple[Feature, ...] = (
         settings=("session", "scored_from"),
         present=lambda values: bool(values["session"]),
     ),
+    *shown.FEATURES,
 )

@@ -14,6 +14,7 @@ from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
 from pawl.testing.apart import apart
 from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.contention import contention
+from pawl.testing.conversing import conversing
 from pawl.testing.crowding import crowding
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
@@ -21,6 +22,7 @@ from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules, wo
 from pawl.testing.properties import BoundedOvertaking
 from pawl.testing.scarcity import scarcity
 from pawl.testing.shape import Shape
+from pawl.testing.steering import steering
 from pawl.testing.workload import Arrival, Control, Workload
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "check_schedule",
     "cluster",
     "contention",
+    "conversing",
     "crowding",
     "explore_workload",
     "fault_budgets",
@@ -46,5 +49,6 @@ __all__ = [
     "replay_schedule",
     "scarcity",
     "schedules",
+    "steering",
     "workloads",
 ]

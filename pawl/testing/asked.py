@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from pawl.lifecycle.namespaces import salt_of
 from pawl.lifecycle.records import Submitted
+from pawl.lifecycle.states import Cause
 from pawl.testing.expectations import PropertyFailed
+from pawl.testing.routing import ROUNDING_S
 
 if TYPE_CHECKING:
+    from pawl.actors.messages.generate import Timing
     from pawl.testing.clients import Client
     from pawl.testing.cluster import Cluster
     from pawl.testing.replica import SimulatedReplica
-
-ROUNDING_S = 1e-6
-"""Of times that are told as so long ago."""
+    from pawl.testing.workload import Arrival
 
 
 def check_asked(run: Cluster, client: Client) -> None:
@@ -24,6 +25,7 @@ def check_asked(run: Cluster, client: Client) -> None:
     arrival, request = client.arrival, client.request
     taken = _records_of(run, request)
     for count, (record, replica) in enumerate(taken):
+        _check_deadline(run, record, replica, arrival.timeout_s)
         asked, found = (arrival.priority, arrival.salt), (record.priority, salt_of(record.namespace))
         if found != asked:
             text = f"priority and salt {asked} are {found} in replica {replica.names.replica}"
@@ -32,6 +34,18 @@ def check_asked(run: Cluster, client: Client) -> None:
             # Who had it at the same time as another may have had it before or after that one.
             latest = taken[count - 1][0].time
             _check_gone_on(run, record, count, [each for each in taken[:count] if each[0].time == latest])
+
+
+def _check_deadline(run: Cluster, record: Submitted, replica: SimulatedReplica, timeout_s: float | None) -> None:
+    """It is so long after the request came to the first of those that pose as its scheduler."""
+    age_s = 0.0 if run.router is None else run.router.ages.get((record.request, replica.names.replica))
+    patience_s = replica.scheduler.default_timeout_s if timeout_s is None else timeout_s
+    if age_s is None or record.deadline is None:
+        return
+    due = record.time - age_s + patience_s
+    if abs(record.deadline - due) > ROUNDING_S:
+        text = f"its deadline is {record.deadline} in replica {replica.names.replica}, and was to be {due}"
+        raise PropertyFailed("observability_conservation", text, record.request)
 
 
 def _records_of(run: Cluster, request: int | None) -> list[tuple[Submitted, SimulatedReplica]]:
@@ -66,9 +80,20 @@ def _check_gone_on(
         raise PropertyFailed("observability_conservation", text, record.request)
 
 
+def check_accepted(client: Client, arrival: Arrival) -> None:
+    """A client is told how long its prompt is, and which it is where it wants that. Raises PropertyFailed."""
+    accept = client.accept
+    if accept is None:
+        return
+    prompt = arrival.prompt if arrival.return_prompt else ()
+    if (accept.num_prompt, tuple(accept.prompt)) != (len(arrival.prompt), prompt):
+        text = f"its prompt is {arrival.prompt}, and it is told of {accept.num_prompt} tokens, {accept.prompt}"
+        raise PropertyFailed("stream_equals_result", text, client.request)
+
+
 def check_times(run: Cluster, client: Client) -> None:
     """What a client is told of when its request came, was admitted, had its first token and ended is in this order, and
-    its first token was not after it saw it. Raises PropertyFailed."""
+    what is recorded; and its first token was not after it saw it. Raises PropertyFailed."""
     if client.done is None or _time_passes_on_the_way(run):
         return
     timing = client.done.timing
@@ -78,6 +103,22 @@ def check_times(run: Cluster, client: Client) -> None:
         if any(later < earlier - ROUNDING_S for earlier, later in pairwise(known)):
             text = f"submitted, admitted, first token: {told}; first seen at {client.first_at}, ended {timing.ended}"
             raise PropertyFailed("observability_conservation", text, client.request)
+    _check_recorded(run, client, timing)
+
+
+def _check_recorded(run: Cluster, client: Client, told: Timing) -> None:
+    cause, request = None if client.done is None else client.done.cause, client.request or 0
+    known = [each.usage.times[request] for each in run.serving if request in each.usage.times]
+    if len(known) != 1 or run.failed or cause in (Cause.INTERNAL, Cause.DRAINED):
+        return  # else records may be missing, or the gateway may have answered, which does not know them
+    true = known[0]
+    pairs = [(told.submitted, true.submitted), (told.admitted, true.admitted)]
+    if cause is not Cause.STOP_STRING:  # which the detokenizer has seen, where a token is not seen as soon
+        pairs += [(told.first_token, true.first_token), (told.ended, true.ended)]
+    for said, recorded in pairs:
+        if (said is None) != (recorded is None) or abs((said or 0.0) - (recorded or 0.0)) > ROUNDING_S:
+            text = f"it is told {told}, and {true} is recorded"
+            raise PropertyFailed("observability_conservation", text, request)
 
 
 def _time_passes_on_the_way(run: Cluster) -> bool:

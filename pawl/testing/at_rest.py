@@ -27,7 +27,8 @@ from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.memory.violation import MemoryViolation
-from pawl.testing.asked import check_asked, check_times
+from pawl.testing.agreement import check_agreement
+from pawl.testing.asked import check_accepted, check_asked, check_times
 from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.counted import check_counted
@@ -65,6 +66,7 @@ class EndChecks:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
         if run.crashed:
             return
+        check_agreement(run, refused=self._weights_refused)
         gone = {name for replica in run.replicas if replica.lost or replica.left for name in replica.names.own}
         actors = {name: actor for name, actor in run.actors.items() if name not in gone}
         for left in (*open_books(actors), *needless_timers(run.system)):
@@ -173,6 +175,7 @@ class EndChecks:
         arrival, request = self.understood(client), client.request
         if arrival is None:
             return
+        check_accepted(client, arrival)
         drawn_by = client.drawn_by
         expectations = self.run.model.expectations
         expectations.check_beginning(arrival, drawn_by, client.tokens, client.text, request)

@@ -17,7 +17,6 @@ from pawl.actors.messages.hand_over import HandedPages
 from pawl.actors.names import NAMES, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import HEADER, FileStore
-from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.step_runner import CountsExperts
@@ -33,6 +32,7 @@ from pawl.testing.expectations import OF_THE_GHOST, DrawnBy, Expectations, Said,
 from pawl.testing.experts import SimulatedExperts
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.shape import Shape
+from pawl.testing.stores import TiersAsStated
 from pawl.testing.workload import Arrival
 
 if TYPE_CHECKING:
@@ -170,7 +170,9 @@ class RealModel:
         return runner
 
 
-def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes, names: Names = NAMES) -> Storage | None:
+def storage_of(
+    shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes, names: Names = NAMES
+) -> SimulatedStorage | None:
     """Host memory and files for as many pages as the server has below the device, if it has any."""
     if config.tiers is None:
         return None
@@ -180,14 +182,16 @@ def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes, 
         limit = shape.storage_pages * (HEADER.size + runner.page_bytes)
         files = FileStore(Path(), runner.layout, runner.page_bytes, limit, MemoryDisk(strikes))
     return SimulatedStorage(
-        TierStore(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager), names, strikes
+        TiersAsStated(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager), names, strikes
     )
 
 
 class SimulatedStorage(Storage):
     """Pages of another replica come damaged where the schedule says so."""
 
-    def __init__(self, store: TierStore, names: Names, strikes: Strikes) -> None:
+    store: TiersAsStated
+
+    def __init__(self, store: TiersAsStated, names: Names, strikes: Strikes) -> None:
         super().__init__(store, names)
         self._strikes = strikes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,9 +19,20 @@ USUAL_LIMIT = 3
 """Later requests that may be admitted before an earlier one of the same priority, where the policy states nothing."""
 
 
+@dataclass
+class Times:
+    """When a request came, was admitted first, had its first token and ended; None: it has not."""
+
+    submitted: float
+    admitted: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+
 class UsageTold(Property):
-    """How often each request lost its memory, what the cache had of its prompt at its first admission, and what was
-    drafted for it. Judges nothing by itself: what clients are told, and what the engine counts, is compared with it."""
+    """How often each request lost its memory, what the cache had of its prompt at its first admission, what was drafted
+    for it, and when it came how far. Judges nothing by itself: what clients are told, and what the engine counts, is
+    compared with it."""
 
     name: ClassVar[str] = "observability_conservation"
 
@@ -38,12 +50,18 @@ class UsageTold(Property):
         self.drafted: Counter[int] = Counter()
         self.accepted: Counter[int] = Counter()
         """Tokens of drafts that were tried while it was at work, and those of them that became output."""
+        self.times: dict[int, Times] = {}
+        """Of requests that came here first."""
+        self.num_dropped = 0
+        """Tokens that were drawn, and are nobody's: of requests that had left, and behind a stop string."""
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         if record.num_retractions:  # a lost replica had it
             self.retractions[record.request] = record.num_retractions
             self.cached[record.request] = record.num_cached
+        else:
+            self.times[record.request] = Times(record.time)
         return ()
 
     @on(Event.RETRACT)
@@ -53,6 +71,9 @@ class UsageTold(Property):
 
     @on(Event.ADMIT)
     def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        times = self.times.get(record.request)
+        if times is not None and times.admitted is None:
+            times.admitted = record.time
         if not self.retractions[record.request]:
             self.cached[record.request] = self._counts(record)
             self.total_cached += self._counts(record)
@@ -75,8 +96,21 @@ class UsageTold(Property):
                 self.total_cached -= self._counts(admission)
         return ()
 
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        if record.num_output is not None:
+            self.num_dropped += int(history.num_output[record.row]) - record.num_output
+        if record.request in self.times:
+            self.times[record.request].ended = record.time
+        return ()
+
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        self.num_dropped += len(history.committed.tokens) - int(history.committed.counts.sum())
+        for request in history.step.requests[history.committed.drew].tolist():
+            times = self.times.get(request)
+            if times is not None and times.first_token is None:
+                times.first_token = record.time
         if record.counts is not None:
             step, committed = history.step, history.committed
             for index in np.flatnonzero(committed.drew & step.chained).tolist():

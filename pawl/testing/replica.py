@@ -25,15 +25,19 @@ from pawl.loops.policy import POLICIES
 from pawl.loops.recomputed import Recomputed
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.events import CacheEvent, Mirror
+from pawl.memory.prefix.select import KINDS
+from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.violation import MemoryViolation
+from pawl.testing.caches import watch_cache
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import Model, SimulatedDevice, storage_of
-from pawl.testing.parts import own_parts
+from pawl.testing.parts import Checked, own_parts
 from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.ranks import RankHost, simulated_group
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.shape import Shape
+from pawl.testing.stores import TiersAsStated
 from pawl.testing.timely import TimelyScheduler
 from pawl.testing.trainers import LIMIT_S, SimulatedMember
 
@@ -88,6 +92,7 @@ class SimulatedReplica:
         self.runner = model.runner(config, names.replica)
         self.trace = MemoryTrace()
         recorder: Any = self.trace
+        self._storage = storage_of(shape, config, self.runner, system.strikes, names)
         started = _started(config, model.name, names)
         self.parts = Parts(
             source=GhostSource(),
@@ -96,7 +101,7 @@ class SimulatedReplica:
             loop_config=config,
             recorder=Recorder(recorder, started, names),
             started=started,
-            storage=storage_of(shape, config, self.runner, system.strikes, names),
+            storage=self._storage,
             grammars=simulated_grammars(),
             profiler=simulated_profiler(system.strikes),
             dialer=dialer,
@@ -140,6 +145,10 @@ class SimulatedReplica:
         self.scheduler.loop.feed.follow(self._follow_cache)
         for part in own_parts(self.scheduler.loop):
             part.report = self._system.report
+        cache, config = self.scheduler.loop.memory.cache, self.scheduler.config
+        if KINDS[config.cache].ordered and not isinstance(cache, Checked):
+            exact = not isinstance(cache, SlidingCache)
+            watch_cache(cache, config.eviction, lambda name, text: report(name, text, None), exact=exact)
 
     def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
         try:
@@ -158,6 +167,8 @@ class SimulatedReplica:
             raise PropertyFailed("read_after_commit", str(self._ghost.faults[0]))
         if self._ghost is not None and self._ghost.carried:
             raise PropertyFailed("batch_independence", self._ghost.carried[0])
+        if self._storage is not None and self._storage.store.wrong:
+            raise PropertyFailed(TiersAsStated.name, self._storage.store.wrong[0])
         self.scheduler.loop.feed.collect()
 
     def judge_whole(self) -> None:

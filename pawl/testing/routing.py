@@ -11,7 +11,7 @@ from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names
 from pawl.actors.placement import PLACEMENTS, Load
-from pawl.actors.routed import NOBODY, stream_of
+from pawl.actors.routed import NOBODY, Routed, stream_of
 from pawl.actors.router import Router
 from pawl.actors.runtime.receiver import Receiver
 from pawl.actors.scaling import FEW, Rule, Since, Verdict, scaled
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Report = Callable[[str, str, int | None], None]
 
 
+ROUNDING_S = 1e-6
+"""Of times that are told as so long ago."""
 NEVER = 1 << 30
 """Open requests that no workload has."""
 LEFT = "its replica has left"
@@ -248,6 +250,10 @@ class WatchedRouter(Router):
         """Requests that it was told to abort."""
         self._told_to_end: frozenset[int] = frozenset()
         """Those whose replica it has told to."""
+        self.ages: dict[tuple[int, int], float] = {}
+        """(request, replica that it was given to) -> how long ago it was said to have come."""
+        self._came_at: dict[int, float] = {}
+        """When each request came."""
         self._opened_at: dict[str, int] = {}
         """Sessions that clients opened and did not close -> the replica that was told to open them."""
 
@@ -269,6 +275,15 @@ class WatchedRouter(Router):
     def _send_abort(self, owner: int, order: Abort) -> None:
         super()._send_abort(owner, order)
         self._told_to_end |= {*order.requests}
+
+    def _place(self, routed: Routed, message: Generate) -> None:
+        now, request = self.context.now(), message.request
+        age_s = now - self._came_at.setdefault(request, now)
+        if abs(message.age_s - age_s) > ROUNDING_S:
+            text = f"it came {age_s:g} s ago, and its next replica is told of {message.age_s:g} s"
+            self._report("observability_conservation", text, request)
+        super()._place(routed, message)
+        self.ages[request, routed.replica] = message.age_s
 
     def _take(self, message: Generate) -> None:
         super()._take(message)

@@ -9,6 +9,7 @@ from pawl.testing.workload import Arrival, Workload, drawn_arrival
 
 OF_TOKENS = (
     *("stop_after", "stop", "stop_token_ids", "ignore_eos", "min_new_tokens", "grammar"),
+    *("include_stop", "stop_from", "silent", "return_prompt"),
     *("seed", "top_k", "top_p", "min_p", "logit_bias"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("top_logprobs", "token_ids_logprob", "prompt_logprobs", "priority"),

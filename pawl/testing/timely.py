@@ -30,6 +30,11 @@ class TimelyScheduler(Scheduler):
     refused = False
     """What became of the order that was answered last."""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._told_after: dict[int, int] = {}
+        """Who is told once a step has come back -> the step."""
+
     def violated(self, violation: MemoryViolation) -> None:
         super().violated(violation)
         raised = raised_behind(violation)
@@ -59,8 +64,19 @@ class TimelyScheduler(Scheduler):
     def answered(self, number: int, outcome: Outcome) -> None:
         super().answered(number, outcome)
         self.refused = not outcome.ok
-        if outcome.after_steps and self.loop.in_flight and number not in self._askers:
-            self.report("quiescent_flush", f"told with a step in flight: {outcome.message}", None)
+        if outcome.after_steps and self.loop.in_flight:
+            self._told_after[number] = self.loop.in_flight[-1].step
+            self._check_told()
+
+    def settled(self) -> None:
+        super().settled()
+        self._check_told()
+
+    def _check_told(self) -> None:
+        told = [number for number in self._told_after if number not in self._askers]
+        for step in map(self._told_after.pop, told):
+            if self.loop.in_flight and self.loop.in_flight[0].step <= step:
+                self.report("quiescent_flush", f"an order was answered with step {step} in flight", None)
 
     def _check_limits(self, message: Any, limits: Limits) -> None:
         """`limits`: before the message."""

@@ -45,6 +45,13 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The text of its output token number so many is a stop string."""
     stop: tuple[str, ...] = ()
     """Further stop strings."""
+    include_stop: bool = False
+    """What stopped it stays in its text."""
+    stop_from: AtLeastZero = 0
+    """Stop strings are not looked for in the text of output tokens before this one, counted from 1."""
+    silent: bool = False
+    """It wants no text."""
+    return_prompt: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
     min_new_tokens: AtLeastZero = 0

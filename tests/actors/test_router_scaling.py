@@ -8,6 +8,7 @@ from pawl.actors.control import Ask
 from pawl.actors.control.scaling import ScaleReplicas
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Ended, Refused, StepTokens, Timing, Usage
+from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
@@ -16,7 +17,7 @@ from pawl.actors.routed import Replica
 from pawl.actors.router import Router
 from pawl.actors.scaling import Rule
 from pawl.actors.simulation.manual import ManualContext
-from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Order
 from pawl.loops.orders.limits import SetState
@@ -100,6 +101,32 @@ def test_one_that_is_added_keeps_weights_that_were_released_before_others_took_t
     (update, release) = router.fleet.questions.present.orders(None)
     assert isinstance(update, UpdateWeights)
     assert release == ReleaseMemory(tags=(MemoryTag.KV_CACHE,), timeout_s=REST_S)
+
+
+def test_one_that_is_added_has_the_memory_that_one_of_the_others_could_not_release() -> None:
+    router, _, _ = routed(2)
+    present, release = router.fleet.questions.present, ReleaseMemory(tags=(MemoryTag.KV_CACHE,))
+    router.receive(Ask(9, release, FRONT.gateway))
+    tickets = [router.fleet.questions.asks._next_ticket - each for each in (2, 1)]
+    for ticket, ok in zip(tickets, (True, False), strict=True):
+        router.receive(Reply(ticket, ok))
+    assert present.orders(None) == []
+    router.receive(Ask(9, release, FRONT.gateway))
+    router.receive(Reply(tickets[0] + 2, True))
+    router.receive(Reply(tickets[1] + 2, False, unserved=True))  # it may be gone
+    assert len(present.orders(None)) == 1
+
+
+def test_memory_that_one_lacks_is_told_until_it_has_it_or_leaves() -> None:
+    router, context, _ = routed(2)
+    told: list[tuple[MemoryTag, ...]] = []
+    for replica, tags in ((0, (MemoryTag.WEIGHTS,)), (1, (MemoryTag.KV_CACHE,)), (0, ()), (7, (MemoryTag.WEIGHTS,))):
+        router.receive(MemoryReleased(tags, replica))
+        told += [each.tags for each in context.take(FRONT.gateway) if isinstance(each, MemoryReleased)]
+    both = in_order((MemoryTag.KV_CACHE, MemoryTag.WEIGHTS))
+    assert told == [(MemoryTag.WEIGHTS,), both, (MemoryTag.KV_CACHE,)]
+    router.receive(Ask(99, ScaleReplicas(1), FRONT.gateway))
+    assert MemoryReleased(()) in context.take(FRONT.gateway)
 
 
 def test_one_that_leaves_gets_nothing_more_and_is_ended_when_its_last_client_has_had_all() -> None:

@@ -8,8 +8,10 @@ from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
 from pawl.lifecycle.records import AdapterMoved, Delivered, Record, Submitted
 from tests.lifecycle.canaries import STORY, Canary
 from tests.lifecycle.canaries_shared import planted
+from tests.lifecycle.story import LOOP, changed
 
 _p, _e = AdapterPhase, AdapterEvent
+_READY = (_e.READ, _e.LOADED)
 
 
 def moves(*events: AdapterEvent, number: int = 1, slot: int = 1, fingerprint: str = "f") -> list[Record]:
@@ -35,8 +37,14 @@ def named(*events: AdapterEvent, then: tuple[Record, ...] = ()) -> list[Record]:
     return [*STORY.records[:at], *moves(*events), first, *STORY.records[at + 1 : end], *then, *STORY.records[end:]]
 
 
+def too_many() -> list[Record]:
+    """Two adapters are loaded where one may be."""
+    records = changed(STORY, "started", config={"backend": "native", "loop": {**LOOP, "max_loaded_loras": 1}})
+    at = STORY.labels["commit 2"] + 1
+    return [*records[:at], *moves(*_READY), *moves(*_READY, number=2, slot=2), *records[at:]]
+
+
 PINNED = Delivered("load_adapter", {"lora_name": "a", "lora_path": "x", "pinned": True}, 0, 1.0)
-_READY = (_e.READ, _e.LOADED)
 ADAPTER_CANARIES: dict[str, Canary] = {
     "a request with an adapter that is not read": Canary(
         "adapter_references", named(_e.READ), "it names adapter 1, which is not ready"
@@ -68,6 +76,14 @@ ADAPTER_CANARIES: dict[str, Canary] = {
         )
         for event in (_e.EVICTED, _e.UNLOAD)
     },
+    "an adapter that leaves its slot before one that was used earlier": Canary(
+        "adapter_references",
+        planted("commit 2", *moves(*_READY), *moves(*_READY, _e.EVICTED, number=2, slot=2)),
+        "evicted: adapter 2 .'a'. makes way, and adapter 1 was used a longer time ago",
+    ),
+    "more adapters than may be loaded": Canary(
+        "adapter_references", too_many(), "adapters .1, 2. are ready, and 1 may be"
+    ),
     "an adapter whose content changes": Canary(
         "adapter_references",
         planted("commit 2", *moves(*_READY, _e.EVICTED, _e.READ), *moves(*_READY, _e.LOADED, fingerprint="g")[-1:]),

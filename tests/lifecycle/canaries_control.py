@@ -108,6 +108,12 @@ CONTROL_CANARIES: dict[str, Canary] = {
     "more at work than may run": Canary(
         "limits_hold", planted("admit 1", limited(max_running=1)), "2 requests run with it, where 1 may", 2
     ),
+    "more who wait than may": Canary(
+        "limits_hold",
+        planted("started", limited(max_queued=1)),
+        "it comes to wait beside 1 requests, where 1 may",
+        2,
+    ),
     "more prompt tokens than a step may compute": Canary(
         "limits_hold", planted("commit 1", limited(prefill_chunk=5)), "step 2 computes 7 prompt tokens, where 5 may be"
     ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
-from pawl.lifecycle.records import Record, Started
+from pawl.lifecycle.records import Record, Started, StepCommitted
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import Canary
-from tests.lifecycle.story import Segment, Story
+from tests.lifecycle.story import PAGES, Segment, Story, planned
 
 
 def drafting(*segments: Segment, behind: bool = False, **loop: object) -> list[Record]:
@@ -38,6 +39,13 @@ def drafts(length: int, pages: tuple[tuple[int, int], ...] = ((2, 2),)) -> Segme
     return Segment(0, 6, length, chained=True, pages=pages)
 
 
+def drafting_again() -> list[Record]:
+    """A draft behind one of which nothing was right."""
+    none, more = np.array([1], np.int32), Segment(0, 7, 2, chained=True, pages=())
+    events, drawn = np.array([Event.TOKEN], np.uint8), np.array([200], np.int32)
+    return [*drafting(drafts(2)), StepCommitted(2, 9.0, events, drawn, PAGES, counts=none), planned(3, 9.5, more)]
+
+
 DRAFTED_CANARIES: dict[str, Canary] = {
     "a draft that nobody set up": Canary(
         "drafts_in_bounds", drafting(drafts(2), speculation=None), "draft of 1 tokens, where 0 are allowed", 1
@@ -59,6 +67,9 @@ DRAFTED_CANARIES: dict[str, Canary] = {
         drafting(drafts(6), speculation={"num_speculative_tokens": 8, "max_positions": 9}),
         "positions that are never computed",
         1,
+    ),
+    "a draft at once behind one of which nothing was right": Canary(
+        "drafts_in_bounds", drafting_again(), "has a draft at 8 tokens, and was to have none before 12", 1
     ),
     "a step behind drafts": Canary(
         "drafts_in_bounds", drafting(drafts(3), behind=True), "step 3 is planned before .* drafts of step 2"

@@ -46,6 +46,7 @@ OF_WHOLE_RUNS = {
     "a request that is never done": "steps are counted anew",
     "a turn before one that has waited longer": "turns are counted anew",
     "the prompt with most left first": "how many pages are free is not known until a step is committed",
+    "a draft at once behind one of which nothing was right": "what came of the drafts before is not known",
     "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",
 }
 

@@ -8,6 +8,7 @@ from tests.mutants.in_asked import ASKED
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
 from tests.mutants.in_hand_over import HAND_OVER
+from tests.mutants.in_lasting import LASTING
 from tests.mutants.in_lifecycle import LIFECYCLE
 from tests.mutants.in_limits import LIMITS
 from tests.mutants.in_memory import MEMORY
@@ -27,7 +28,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED, *LASTING),
 )
 
 EQUIVALENT = {

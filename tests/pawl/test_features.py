@@ -18,8 +18,10 @@ from pawl.loops.properties.documents import OF_RUNS, judges, statement
 from pawl.memory.prefix.select import CACHES, KINDS
 from pawl.testing import BoundedOvertaking, Workload, expectations
 from pawl.testing.at_rest import EndChecks
+from pawl.testing.caches import CacheAsStated
 from pawl.testing.routing import WatchedPlacement, WatchedScaling
 from pawl.testing.shape import Shape
+from pawl.testing.stores import TiersAsStated
 from pawl.testing.workload import Arrival, all_features, all_labels, labels_of
 
 WORKLOADS = 4000
@@ -104,7 +106,8 @@ def test_a_feature_is_judged_by_properties_that_exist(feature: Feature) -> None:
 
 
 def test_what_only_simulated_runs_are_held_to_is_on_the_page_as_its_class_states_it() -> None:
-    assert {kind.name: statement(kind) for kind in (BoundedOvertaking, WatchedPlacement, WatchedScaling)} == OF_RUNS
+    kinds = (BoundedOvertaking, CacheAsStated, TiersAsStated, WatchedPlacement, WatchedScaling)
+    assert {kind.name: statement(kind) for kind in kinds} == OF_RUNS
 
 
 @pytest.mark.parametrize("name", sorted(JUDGED_BY_CLIENTS))

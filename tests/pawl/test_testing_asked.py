@@ -13,7 +13,7 @@ from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.lifecycle.records import Submitted
 from pawl.testing import Arrival, PropertyFailed, Workload
-from pawl.testing.asked import check_asked, check_times
+from pawl.testing.asked import check_accepted, check_asked, check_times
 from pawl.testing.cluster import NO_FAULTS, Cluster, cluster
 from pawl.testing.shape import Shape
 
@@ -93,3 +93,42 @@ def test_times_in_another_order_are_found(other: dict[str, float]) -> None:
     client.done = msgspec.structs.replace(client.done, timing=timing)
     with pytest.raises(PropertyFailed, match="submitted, admitted, first token"):
         check_times(run, client)
+
+
+@pytest.mark.parametrize("other", [{"submitted": 0.0}, {"admitted": 0.05}, {"first_token": 0.2}, {"ended": 0.35}])
+def test_times_that_are_not_the_recorded_ones_are_found(other: dict[str, float]) -> None:
+    run = served(msgspec.structs.replace(ALONE, arrivals=(msgspec.structs.replace(ALONE.arrivals[0], at_s=0.01),)))
+    (client,) = run.desk.clients
+    check_times(run, client)
+    assert client.done is not None
+    client.done = msgspec.structs.replace(client.done, timing=msgspec.structs.replace(client.done.timing, **other))
+    with pytest.raises(PropertyFailed, match=r"it is told .* is recorded"):
+        check_times(run, client)
+
+
+@pytest.mark.parametrize("workload", [ASKED, ALONE], ids=["replicas", "alone"])
+def test_a_deadline_from_another_moment_than_that_of_the_request_is_found(workload: Workload) -> None:
+    run = served(workload)
+    (replica,) = [each for each in run.serving if 1 in each.usage.times]
+    records = replica.trace.records
+    (at,) = [number for number, each in enumerate(records) if isinstance(each, Submitted)]
+    records[at] = msgspec.structs.replace(records[at], deadline=6.0)
+    with pytest.raises(PropertyFailed, match=r"its deadline is 6.0 in replica 0, and was to be 5.0"):
+        check_asked(run, run.desk.clients[0])
+
+
+@pytest.mark.parametrize(
+    ("arrival", "told", "words"),
+    [
+        (Arrival(prompt=(97, 98), max_new_tokens=1), {"num_prompt": 3}, "is told of 3 tokens"),
+        (Arrival(prompt=(97, 98), max_new_tokens=1, return_prompt=True), {"prompt": (97,)}, r"2 tokens, \(97,\)"),
+    ],
+)
+def test_another_prompt_than_was_sent_is_found(arrival: Arrival, told: dict[str, Any], words: str) -> None:
+    run = served(Workload(arrivals=(arrival,)))
+    (client,) = run.desk.clients
+    check_accepted(client, arrival)
+    assert client.accept is not None
+    client.accept = msgspec.structs.replace(client.accept, **told)
+    with pytest.raises(PropertyFailed, match=words):
+        check_accepted(client, arrival)

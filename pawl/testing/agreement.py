@@ -1,0 +1,75 @@
+"""What lasts is the same in all replicas, whenever they came, and is what the front believes, at rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pawl.lifecycle.machines.serving import Serving
+from pawl.testing.expectations import PropertyFailed
+
+if TYPE_CHECKING:
+    from pawl.loops.adapter import Named
+    from pawl.testing.cluster import Cluster
+    from pawl.testing.replica import SimulatedReplica
+
+Facts = Iterator[tuple[str, str, object]]
+"""(property that it is a matter of, what it is, its value)"""
+
+WEIGHTS = "weight_epochs"
+
+
+def check_agreement(run: Cluster, *, refused: bool = False) -> None:
+    """Of an engine at rest; `refused`: a replica may have refused weights that others have taken. Raises
+    PropertyFailed."""
+    there = _taking_part(run)
+    if not there:
+        return
+    first, *others = [*there, *_prefilling(run)]
+    for other in others:
+        for (name, what, here), (_, _, elsewhere) in zip(_lasting(first), _lasting(other), strict=True):
+            if here != elsewhere and not (refused and name == WEIGHTS):
+                who = f"{what} is {here} in replica {first.names.replica}"
+                raise PropertyFailed(name, f"{who}, and {elsewhere} in replica {other.names.replica}")
+    for name, what, believed, true in _believed(run, there):
+        if believed != true and not (refused and name == WEIGHTS):
+            raise PropertyFailed(name, f"{what} is {true}, and the gateway believes {believed}")
+
+
+def _taking_part(run: Cluster) -> list[SimulatedReplica]:
+    """Those that take requests."""
+    numbers = None if run.router is None else run.router.replicas
+    return [each for each in run.serving if not each.lost and (numbers is None or each.names.replica in numbers)]
+
+
+def _prefilling(run: Cluster) -> list[SimulatedReplica]:
+    numbers = () if run.router is None else run.router.fleet.prefillers.replicas
+    return [each for each in run.replicas if not each.lost and each.names.replica in numbers]
+
+
+def _lasting(replica: SimulatedReplica) -> Facts:
+    """What all are told alike."""
+    scheduler: Any = replica.scheduler
+    loop, served = scheduler.loop, scheduler.intake.weights.served
+    yield "limits_hold", "what steps are planned within", loop.limits.now
+    yield "quiescent_flush", "whether generation is paused", loop.serving
+    yield "released_is_still", "memory that is released", loop.released
+    yield WEIGHTS, "what is served", (served.version, served.fingerprint)
+
+
+def _believed(run: Cluster, there: list[SimulatedReplica]) -> Iterator[tuple[str, str, object, object]]:
+    desk, scheduler = run.desk, there[0].scheduler
+    loop, served = scheduler.loop, scheduler.intake.weights.served
+    yield "quiescent_flush", "whether generation is paused", desk.paused, loop.serving is Serving.PAUSED
+    if desk.weights is not None:
+        told = desk.weights.version, desk.weights.fingerprint
+        yield WEIGHTS, "what is served", told, (served.version, served.fingerprint)
+    named = [_named(replica) for replica in there]
+    common = {name: each for name, each in named[0].items() if all(each == own.get(name) for own in named)}
+    yield "adapter_references", "what requests may name", desk.adapters, common
+    yield "released_is_still", "memory that is released", frozenset(desk.released), loop.released
+
+
+def _named(replica: SimulatedReplica) -> dict[str, Named]:
+    adapters = replica.scheduler.intake.adapters
+    return {} if adapters is None else {each.name: each for each in adapters.named()}
