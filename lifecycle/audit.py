@@ -33,6 +33,7 @@ from pawl.lifecycle.records import (
     Record,
     Started,
     StepCommitted,
+    Submitted,
     Transition,
     num_tokens,
     uint8s,
@@ -130,13 +131,13 @@ class _Statistics(Dispatch):
     """Counts over all records that could be read."""
 
     def __init__(self) -> None:
-        self.records: Counter[str] = Counter()
+        self.records: Counter[type[Record]] = Counter()
         self.causes: Counter[str] = Counter()
         self.num_tokens = 0
         self.contained: list[str] = []
 
     def count(self, block: Sequence[Record]) -> None:
-        self.records.update(type(record).__name__ for record in block)
+        self.records.update(map(type, block))
         for record in block:
             method = self.methods.get(kind_of(record))
             if method is not None:
@@ -213,9 +214,9 @@ def judge(
         num_blocks=reader.num_blocks,
         num_records=reader.num_records,
         num_judged=num_judged,
-        records=dict(statistics.records),
+        records={kind.__name__: count for kind, count in statistics.records.items()},
         causes=dict(statistics.causes),
-        num_requests=statistics.records["Submitted"],
+        num_requests=statistics.records[Submitted],
         num_tokens=statistics.num_tokens,
         contained=tuple(statistics.contained),
         open_requests=tuple(history.open),

@@ -195,6 +195,9 @@ def _next_page(row: int, prompt: _Prompt, history: History) -> int:
 def _known(row: int, history: History, count: int) -> tuple[str, bytes] | None:
     """Namespace and first `count` tokens of the request, where it has more."""
     submitted = history.submissions.get(row)
-    if submitted is None or count >= history.num_prompt[row] + history.num_output[row]:
+    if submitted is None or count >= history.known(row):
         return None
-    return submitted.namespace, np.concatenate((int32s(submitted.tokens), history.output(row)))[:count].tobytes()
+    tokens = int32s(submitted.tokens)
+    if count > len(tokens):
+        tokens = np.concatenate((tokens, history.output(row)))
+    return submitted.namespace, tokens[:count].tobytes()

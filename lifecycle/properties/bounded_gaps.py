@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
-import numpy as np
 
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
@@ -60,12 +59,11 @@ class BoundedGaps(Property):
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         step, limits, settings = history.step, self._limits.now, self._settings
-        decoding = int(step.chained.sum())
-        prompts = int((step.ends - step.starts)[~step.chained].sum())
-        most = prompts
+        decoding = step.num_decoding
+        most = prompts = step.num_prompt_tokens
         if limits is not None and prompts:
-            working = int(np.count_nonzero(history.working[: history.num_rows])) - len(step.admitted)
-            waiting, chunk, page_size = len(history.open) - working, limits.prefill_chunk, settings.page_size
+            waiting = len(history.open) - (history.num_working - len(step.admitted))
+            chunk, page_size = limits.prefill_chunk, settings.page_size
             most = self._times.prompt_tokens(decoding, waiting, settings.max_step_s, chunk, page_size)
         self._times.launched(decoding, prompts, record.time)
         if prompts <= most:

@@ -98,17 +98,21 @@ class AdmissionIsMonotone(Property):
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         self._idled = False
-        some = history.pages.fresh and np.count_nonzero(history.step.chained)
-        if not some or some == np.count_nonzero(history.working[: history.num_rows]):
+        some = history.pages.fresh and history.step.num_decoding
+        if not some or some == history.num_working:
             return ()
         return tuple(self._overtaken(history))
 
     def _overtaken(self, history: History) -> Iterator[Violation]:
         """Who decodes and has no place in a step in which a younger one takes a page for its next token."""
         step, ranks = history.step, self._ranks
+        left_out = history.working[: history.num_rows].copy()
+        left_out[step.rows] = False
+        rows = np.flatnonzero(left_out)
+        if not len(rows):
+            return
         places = [history.pages.place_of(page) for page in history.pages.fresh]
         takers = {place[0] for place in places if place is not None}.intersection(step.rows[step.chained].tolist())
-        rows = np.setdiff1d(_working(history), step.rows)
         if self._stages > 1:
             *ahead, _ = history.in_flight.values()
             under_way = {row for other in ahead for row in other.rows.tolist()}

@@ -119,9 +119,13 @@ class History(Dispatch):
         """By row: the request was in a step with others."""
 
     @property
-    def num_tokens(self) -> Int32s:
-        """Known tokens by row: prompt and committed output."""
-        return self.num_prompt + self.num_output
+    def num_working(self) -> int:
+        """Requests at work."""
+        return self.working[: self.num_rows].tobytes().count(1)
+
+    def known(self, row: int) -> int:
+        """Known tokens of a row: prompt and committed output."""
+        return self.num_prompt.item(row) + self.num_output.item(row)
 
     def fate(self, row: int) -> Fate:
         """What the request in `row` went through."""
@@ -235,8 +239,7 @@ class History(Dispatch):
     def _ended(self, record: Transition) -> None:
         self._left(record)
         self.open.pop(record.request, None)
-        self.pair = self.pairing.ended(record)
-        self.unequal, row = None, record.row
+        self.pair, self.unequal, row = self.pairing.ended(record), None, record.row
         submitted = self.submissions.get(row)
         if self._equals is None or submitted is None or submitted.request != record.request:
             return
@@ -285,8 +288,7 @@ class History(Dispatch):
             raise Malformed(f"step {record.step} names a row that no request was given") from None
         self._last_step = record.step
         admitted, departures = tuple(self._admissions), self.departures[rows]
-        facts = requests, departures, admitted
-        self.step = Step(record.step, rows, starts, ends, lengths, chained, samples, *facts)
+        self.step = Step(record.step, rows, starts, ends, lengths, chained, samples, requests, departures, admitted)
         self._admissions.clear()
         self.pages.planned(record.step, (rows, slots, ends), admitted, pages_of(record), self.in_flight)
         self.in_flight[record.step] = self.step

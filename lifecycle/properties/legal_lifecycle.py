@@ -126,13 +126,13 @@ class LegalLifecycle(Property):
         rows, events = step.rows, committed.events
         found: list[Violation] = []
         wrong = (events == _STALE_TOKEN) == committed.live
-        if np.count_nonzero(wrong):
+        if 1 in wrong.tobytes():
             index = int(wrong.argmax())
             fact = "has not left work" if committed.live[index] else "has left work"
             text = f"{Event(events[index]).name} for a request that {fact} since step {step.step} was planned"
             found.append(self.violation(history, text, int(step.requests[index])))
         moved = step.requests != history.request[rows]
-        if np.count_nonzero(moved):
+        if 1 in moved.tobytes():
             index = int(moved.argmax())
             text = f"row {rows[index]} was given away while step {step.step}, which names it, was in flight"
             found.append(self.violation(history, text, int(step.requests[index])))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
-import numpy as np
 
 from pawl.lifecycle.limits import SETTABLE, Limits, refusals
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
@@ -149,7 +148,7 @@ class LimitsHold(Property):
         if record.request in self._waiting:
             self._waiting.remove(record.request)
             self._begun.add(record.request)
-        limits, running = self._limits.now, np.count_nonzero(history.working[: history.num_rows])
+        limits, running = self._limits.now, history.num_working
         if limits is None or running <= limits.max_running:
             return ()
         text = f"{running} requests run with it, where {limits.max_running} may"
@@ -165,7 +164,7 @@ class LimitsHold(Property):
             waited = record.time - ready_at
             text = f"step {record.step} has waited for {waited:g} s, where steps wait for {limits.step_delay_s:g} s"
             return (self.violation(history, text),)
-        num_prompt = int((step.ends - step.starts)[~step.chained].sum())
+        num_prompt = step.num_prompt_tokens
         if num_prompt > limits.prefill_chunk:
             text = f"step {record.step} computes {num_prompt} prompt tokens, where {limits.prefill_chunk} may be"
             return (self.violation(history, text),)

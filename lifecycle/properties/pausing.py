@@ -95,7 +95,7 @@ class PausedIsStill(Property):
     # What follows from a pause stands between it and the next of these.
     @on(Submitted, StepCommitted, StepRolledBack, Flushed)
     def _looked(self, record: Record, history: History) -> Sequence[Violation]:
-        if not self._retracted or not history.working[: history.num_rows].any():
+        if not self._retracted or not history.num_working:
             return ()
         row = int(history.working[: history.num_rows].argmax())
         text = "the engine was paused, everybody to be retracted, and it is at work"

@@ -105,10 +105,10 @@ class PromptsTakeTurns(Property):
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         step = history.step
+        if 0 not in step.chained.tobytes():
+            return ()
         of_prompts = ~step.chained
         rows = step.rows[of_prompts].tolist()
-        if not rows:
-            return ()
         computed = dict(zip(rows, (step.ends - step.starts)[of_prompts].tolist(), strict=True))
         by_age = self._behind >= MOST_BEHIND
         order = sorted(self._begun, key=self._rank)
@@ -156,4 +156,4 @@ class PromptsTakeTurns(Property):
     def _prompt(self, row: int, num_computed: int, history: History) -> _Prompt:
         submitted = history.submissions.get(row)
         urgency = submitted.priority if self._by_priority and submitted is not None else 0
-        return _Prompt(int(history.request[row]), num_computed, int(history.num_tokens[row]), urgency)
+        return _Prompt(int(history.request[row]), num_computed, history.known(row), urgency)

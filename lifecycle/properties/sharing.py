@@ -313,7 +313,7 @@ class QuiescentFlush(Property):
         live, in_flight, kept = len(history.open), len(history.in_flight), len(history.cache)
         found = []
         if self._pauses.paused or self._releases.tags:
-            live = int(history.working[: history.num_rows].sum())
+            live = history.num_working
         if live or in_flight:
             text = f"the cache was flushed with {live} requests live, {in_flight} steps in flight"
             found.append(self.violation(history, text, next(iter(history.open), None)))

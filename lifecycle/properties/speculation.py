@@ -63,7 +63,7 @@ class DraftsInBounds(Property):
                 if committed.counts[index] > 1:
                     self._pausing.pop(request, None)
                 else:
-                    self._pausing[request] = int(history.num_tokens[step.rows[index]]) + SHORTEST_PAUSE
+                    self._pausing[request] = history.known(int(step.rows[index])) + SHORTEST_PAUSE
         return ()
 
     @on(*ENDS)
@@ -74,13 +74,13 @@ class DraftsInBounds(Property):
     def _judged(self, history: History) -> Iterator[Violation]:
         step = history.step
         for other in history.in_flight.values():
-            if other is not step and (other.chained & (other.lengths > 1)).any():
+            if other is not step and 1 in (other.chained & (other.lengths > 1)).tobytes():
                 text = f"step {step.step} is planned before it is known what came of the drafts of step {other.step}"
                 yield self.violation(history, text)
                 return
         lengths = step.lengths
         runs = step.chained & (lengths > 1)
-        if self._settings is None or not np.count_nonzero(runs):
+        if self._settings is None or 1 not in runs.tobytes():
             return
         drafts, chunk = self._settings.speculation, self._settings.prefill_chunk
         chunk = min(chunk, drafts.max_positions) if drafts is not None else chunk
@@ -95,7 +95,7 @@ class DraftsInBounds(Property):
             yield self.violation(history, text, request)
         elif (step.ends > last)[runs].any():
             yield self.violation(history, "a draft for positions that are never computed", request)
-        known = history.num_tokens[step.rows[runs]].tolist()
+        known = [history.known(row) for row in step.rows[runs].tolist()]
         for number, count in zip(step.requests[runs].tolist(), known, strict=True):
             if count < self._pausing.get(number, 0):
                 text = f"it has a draft at {count} tokens, and was to have none before {self._pausing[number]}"

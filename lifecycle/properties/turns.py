@@ -59,7 +59,7 @@ class FairMicroBatches(Property):
         self._fit(history)
         for row in beginning.working:
             self._draws[row] = beginning.table.state[row] == State.DECODING
-            self._end[row] = history.num_tokens[row] - 1
+            self._end[row] = history.known(row) - 1
         return found
 
     @on(Started)
