@@ -10,7 +10,7 @@ import pytest
 
 from pawl.lifecycle.properties.ending import Incarnation
 from pawl.lifecycle.properties.monitor import WELL_FORMED, Monitor
-from pawl.lifecycle.records import AnswersClosed, Record, Started, Transition
+from pawl.lifecycle.records import AnswersClosed, Delivered, Record, Started, Transition
 from pawl.lifecycle.states import Cause, Event
 from tests.lifecycle.canaries import STORY, Canary
 from tests.lifecycle.canaries_shared import ANSWERS, answered, scored, stopped, twins
@@ -119,3 +119,18 @@ def test_a_canary_after_a_checkpoint_is_reported_from_there(plant: str) -> None:
         # Of a request that is unknown here it is at least said that it cannot be.
         assert {each.property for each in found} & {canary.property, WELL_FORMED}, f"cut before record {at}"
         assert canary.request in {each.request for each in found}, f"cut before record {at}"
+
+
+@pytest.mark.parametrize("run", SOUND)
+def test_a_clock_that_stands_still_makes_nothing_wrong(run: str) -> None:
+    still = [msgspec.structs.replace(each, time=7.0) if hasattr(each, "time") else each for each in SOUND[run]]
+    assert judged(still).violations == []
+
+
+@pytest.mark.parametrize("too_early_s", [0.0, 0.5])
+def test_a_client_is_told_that_the_engine_stops_from_that_moment_on(too_early_s: float) -> None:
+    *before, last = STORY.records
+    replies = answered((1, Cause.DRAINED, 3), *ANSWERS[1:])[len(STORY.records) :]
+    stops = Delivered("drain", {}, 0, 1e9 + too_early_s)
+    found = {broken.property for broken in judged([*before, stops, last, *replies]).violations}
+    assert ("stream_equals_result" in found) is (too_early_s > 0.0)
