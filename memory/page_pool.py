@@ -183,7 +183,7 @@ class PagePool:
         for reservation in written:
             self.reserved[reservation.pages] = True
         pages = np.flatnonzero(self.reserved).astype(np.int32)
-        free = self._free_stack[: self.free]
+        free = self._free_stack  # all that there are
         self.free -= len(pages)
         self._free_stack[: self.free] = free[~self.reserved[free]]
         self.quarantined = len(pages)
