@@ -20,7 +20,7 @@ def renamed(
     last at the end), where `adapters` and `unloaded` were those before."""
     loaded = {adapter.name: adapter for adapter in now}
     lost = {name: adapter for name, adapter in adapters.items() if name not in loaded}
-    kept = {name: adapter for name, adapter in unloaded.items() if name not in loaded and name not in lost}
+    kept = {name: adapter for name, adapter in unloaded.items() if name not in loaded}
     return loaded, dict([*kept.items(), *lost.items()][-MOST_UNLOADED:])
 
 
