@@ -16,8 +16,10 @@ from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import StepBatch, StepResult
+from pawl.testing.books import open_books
 from tests.lifecycle.story import replies_of, write
 from tests.loops.driver import CELLS, Driver
+from tests.loops.test_replay import record_run
 
 
 class FaultyGhost(Ghost):
@@ -128,3 +130,35 @@ def test_a_recorded_run_passes_its_audit(tmp_path: Path, interval: int) -> None:
     report = audit(write(tmp_path, [*records, *replies_of(records)], block=100))
     assert report.verdict == Verdict.PASS, report.text()
     assert report.num_requests > 3
+
+
+KEPT = {
+    "AbortIsTotal._ended": "who has ended, for an abort that comes later",
+    "AdmissionIsMonotone._begun": "by row, until another one has it",
+    "AdmissionOrder._order": "those that have gone are passed over when they come up",
+    "AdmissionOrder._prompts": "by row, until another one has it",
+    "Equals._seen": "what equal requests got, for those to come",
+    "History._retracted": "by row, until another one has it",
+    "History._warm": "by row, until another one has it",
+    "History.submissions": "by row, until another one has it",
+    "Incarnation._seen": "numbers do not come again",
+    "LegalLifecycle._holder": "by row, until another one has it",
+    "PageUse._fences": "by page",
+    "PageUse.fresh": "of the last record",
+    "PageUse.released": "of the last record",
+    "Replies._answered": "who was answered is answered once",
+    "StreamEqualsResult._cut": "for a reply that comes later",
+    "StreamEqualsResult._told": "for an order that comes later",
+}
+"""Class and attribute of what a judge keeps of requests that have ended -> why."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_judge_keeps_nothing_else_of_requests_that_have_ended(seed: int) -> None:
+    monitor = Monitor()
+    for record in record_run(seed):
+        monitor.observe(record)
+    monitor.finish()
+    judges = {each.name: each for each in monitor.properties}
+    left = {line.partition(" ")[0]: line for line in open_books({**judges, "history": monitor.history})}
+    assert [line for book, line in left.items() if book not in KEPT] == []

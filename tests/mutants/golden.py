@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count, zip_longest
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +25,8 @@ from pawl.actors.measures import Operation
 from pawl.actors.simulation.case import Case
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Result, explore
-from pawl.lifecycle.records import ENCODER, Checkpoint, Record, Started
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import DECODER, ENCODER, Checkpoint, Record, Started
 from pawl.loops.snapshot import snapshot_of
 from pawl.memory.snapshot import NoSnapshot
 from pawl.testing.clients import FrontDesk
@@ -33,12 +35,15 @@ from pawl.testing.exploring import STRATEGIES, most_steps, scenario_of
 from pawl.testing.replica import SimulatedReplica
 from tests.mutants.everything import MUTANTS
 from tests.mutants.places import Place, place_of
+from tests.pawl.forger import field_forged
 
 FILE = Path(__file__).with_name("golden.txt")
 FEW = 3
 """Schedules of each place."""
 EVERY = 50
 """Steps of a run after which its replicas are asked again."""
+FORGED = 2
+"""Forgeries of the first run of each place."""
 
 
 class Shown(NamedTuple):
@@ -54,6 +59,8 @@ class Shown(NamedTuple):
     """By every replica, and by the gateway."""
     asked: list[str]
     """What every replica says of itself on the way, to whoever asks, and to a checkpoint where no step is in flight."""
+    judged: list[str]
+    """What is found wrong in the records of a replica of which one is another: the first run of a place says so."""
 
 
 class Watched(NamedTuple):
@@ -86,8 +93,8 @@ def _said(replica: SimulatedReplica) -> Iterator[str]:
             yield _line(snapshot_of(scheduler.intake))
 
 
-def shown(run: Cluster, asked: list[str]) -> Shown:
-    """Of a run that has ended."""
+def shown(run: Cluster, asked: list[str], forged: int) -> Shown:
+    """Of a run that has ended, and so many forgeries of its records."""
     desk, replicas = run.desk, run.replicas
     clients = [
         (client.request, client.tokens, client.text, client.scores, client.prompt_scores, client.vectors, client.spans)
@@ -100,7 +107,21 @@ def shown(run: Cluster, asked: list[str]) -> Shown:
         [_line(each) for each in (*clients, *ends, *desk.answers)],
         [*(_line(replica.scheduler.loop.counters) for replica in replicas), *_of_the_gateway(desk), repr(run.state())],
         asked + [line for replica in replicas for line in _said(replica)],
+        _judged(max((replica.trace.records for replica in replicas), key=len), forged),
     )
+
+
+def _judged(records: list[Record], count: int) -> list[str]:
+    """What is found in so many runs that are this one but for a field of a record."""
+    lines, source = [], Random(0)
+    for _ in range(count):
+        forged = field_forged(DECODER.decode(ENCODER.encode(records)), source)
+        monitor = Monitor()
+        for record in forged.records:
+            monitor.observe(record)
+        monitor.finish()
+        lines.append(f"{forged.at} {forged.kind}: {monitor.violations}")
+    return lines
 
 
 def _of_the_gateway(desk: FrontDesk) -> Iterator[str]:
@@ -136,7 +157,8 @@ def runs_of(place: Place) -> tuple[Result, list[Shown]]:
 
     strategy = STRATEGIES[place.strategy](place.seed)
     result = explore(keeping, strategy, FEW, max_steps=most_steps(place.workload), most_shrink_runs=0)
-    return result, [shown(case, asked) for case, asked in made if isinstance(case, Cluster)]
+    runs = [(case, asked) for case, asked in made if isinstance(case, Cluster)]
+    return result, [shown(*run, forged=0 if number else FORGED) for number, run in enumerate(runs)]
 
 
 def marks(runs: list[Shown]) -> list[str]:

@@ -103,6 +103,22 @@ def forgeries(records: Sequence[Record], source: random.Random) -> Iterator[Forg
             yield Forgery(kind, at, [*records[:at], value, *records[at + 1 :]])
 
 
+def field_forged(records: Sequence[Record], source: random.Random) -> Forgery:
+    """One forgery of one field, all drawn from `source`: a run has many, and to make them all takes a while."""
+    variants: list[tuple[str, str, str, Any]] = []
+    while not variants:
+        at = source.randrange(len(records))
+        record = records[at]
+        others = [other for other in records if type(other) is type(record) and other is not record][:6]
+        for name in type(record).__struct_fields__:
+            value, theirs = getattr(record, name), [getattr(other, name) for other in others]
+            found = _variants(value, theirs, str(type(record).__annotations__[name]), source)
+            variants += [(name, path, way, forged) for path, way, forged in found]
+    name, path, way, forged = source.choice(variants)
+    changed = msgspec.structs.replace(record, **{name: forged})
+    return Forgery(Kind(label_of(record), name + path, way), at, [*records[:at], changed, *records[at + 1 :]])
+
+
 def _fields(
     records: Sequence[Record], label: str, indices: Sequence[int], source: random.Random
 ) -> Iterator[tuple[int, Kind, Record]]:
