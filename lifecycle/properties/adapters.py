@@ -142,7 +142,7 @@ class AdapterReferences(Property):
     def _rows(self, number: int, history: History, *, live: bool) -> list[int]:
         """Rows whose requests are computed with this adapter, or, with `live`, have named it."""
         rows = set(history.open.values()) if live else set()
-        rows.update(np.flatnonzero(history.working[: history.num_rows]).tolist())
+        rows.update(np.flatnonzero(history.working).tolist())
         for step in history.in_flight.values():
             rows.update(step.rows.tolist())
         return sorted(row for row in rows if adapter_of(history.submissions[row].namespace) == number)

@@ -176,7 +176,7 @@ class AdmissionOrder(Property):
 def is_being_computed(row: int, newcomer: int, history: History) -> bool:
     """A request that was at work before `newcomer` begins as `row` does: perhaps this one waits for that to be in the
     cache."""
-    size, working = history.pages.page_size, np.flatnonzero(history.working[: history.num_rows]).tolist()
+    size, working = history.pages.page_size, np.flatnonzero(history.working).tolist()
     mine = _known(row, history, size)
     return mine is not None and any(_known(other, history, size) == mine for other in working if other != newcomer)
 

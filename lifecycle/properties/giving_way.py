@@ -186,7 +186,7 @@ class AdmissionIsMonotone(Property):
 
 def _working(history: History) -> Indices:
     """Rows at work."""
-    rows: Indices = np.flatnonzero(history.working[: history.num_rows])
+    rows: Indices = np.flatnonzero(history.working)
     return rows
 
 

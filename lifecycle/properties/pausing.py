@@ -97,6 +97,6 @@ class PausedIsStill(Property):
     def _looked(self, record: Record, history: History) -> Sequence[Violation]:
         if not self._retracted or not history.num_working:
             return ()
-        row = int(history.working[: history.num_rows].argmax())
+        row = int(history.working.argmax())
         text = "the engine was paused, everybody to be retracted, and it is at work"
         return (self.violation(history, text, int(history.request[row])),)

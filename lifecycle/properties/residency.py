@@ -64,7 +64,7 @@ class ReleasedIsStill(Property):
         if history.in_flight:
             text = f"{self._are}, with {len(history.in_flight)} steps in flight"
             found.append(self.violation(history, text))
-        working = history.working[: history.num_rows]
+        working = history.working
         if MemoryTag.KV_CACHE in record.tags and working.any():
             request = int(history.request[int(working.argmax())])
             found.append(self.violation(history, "pages are released while it is at work", request))

@@ -248,7 +248,7 @@ class WeightEpochs(Property):
         if history.in_flight:
             text = f"weights were exchanged with {len(history.in_flight)} steps in flight"
             found.append(self.violation(history, text))
-        working = np.flatnonzero(history.working[: history.num_rows]).tolist()
+        working = np.flatnonzero(history.working).tolist()
         self._before = {row: int(history.departures[row]) for row in working}
         return found
 

@@ -8,6 +8,9 @@ import pytest
 
 from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.runtime.mailbox import BURST, HOLD_CEILING, Edge, Mailbox, Outcome
+from pawl.actors.simulation.strategies.simple import Fair
+from pawl.actors.simulation.system import SimulatedSystem
+from tests.actors.conformance_base import Journal, Scribe
 
 
 def mailbox(capacity: int = 100, overflow: Overflow = Overflow.REJECT) -> Mailbox:
@@ -185,3 +188,13 @@ def test_closing_gives_back_what_waits_and_takes_nothing_more() -> None:
 def test_a_mailbox_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="room"):
         mailbox(capacity=0)
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_simulated_mailbox_in_which_anything_waits_is_not_empty(lane: Lane) -> None:
+    system = SimulatedSystem(Fair())
+    system.spawn(Scribe(Journal()), "a")
+    mailbox = system.drivers[0].cell.mailbox
+    assert mailbox.is_empty()
+    mailbox._lanes[lane].append(None)  # type: ignore[arg-type]
+    assert not mailbox.is_empty()

@@ -203,3 +203,28 @@ def test_an_actor_that_ends_on_a_visit_ends_its_thread() -> None:
     driver._thread.join(GENEROUS_S)
     assert not driver._thread.is_alive()
     assert system.stop(timeout_s=GENEROUS_S) == ()
+
+
+class Broken(BaseException):
+    """What no handler is meant to survive."""
+
+
+def test_who_breaks_off_a_visit_hears_so_and_the_actor_has_ended() -> None:
+    def handle(actor: Doing, message: Number) -> None:
+        raise Broken
+
+    system, actor = LocalSystem(), Doing(handle)
+    actor.roams = True
+    system.spawn(actor, "broken")
+    system.start()
+    wait_for(lambda: system._cells["broken"].mailbox._parked)
+    visitor.may_run = True
+    system.send("broken", Number(0))
+    woken = visitor.leave()
+    assert woken is not None
+    with pytest.raises(Broken):
+        woken.visit()
+    cell = system._cells["broken"]
+    assert isinstance(cell, Cell)
+    assert cell.over.wait(GENEROUS_S)
+    assert system.stop(timeout_s=GENEROUS_S) == ()

@@ -277,3 +277,19 @@ def test_who_gives_way_and_is_admitted_again_is_retracted_once_if_that_fails() -
     driver.run()
     assert list(driver.output_of.values()) == [expected([1, 2, 3], 8), expected([4, 5, 6], 8)]
     assert driver.ending_of[2].info.num_retractions == 1
+
+
+def test_who_was_about_to_give_way_when_planning_failed_has_not_and_who_had_is_recorded_once() -> None:
+    driver = Driver(pacing="lockstep")
+    for _ in range(2):
+        driver.submit([1, 2, 3], 9)
+    driver.step()
+    loop = driver.loop
+    about, had = loop.queues.running().tolist()
+    begun = [GaveWay(row, loop.table.state_of(row), int(loop.table.attempt[row])) for row in (about, had)]
+    loop.queues.retract(had, Cause.MEMORY)
+    driver.records.clear()
+    for _ in range(2):
+        loop.requests.gave_way(begun, Cause.STEP_LOST, driver.now)
+    told = [(each.row, each.event) for each in driver.records if isinstance(each, Transition)]
+    assert (told, loop.counters.retractions, begun) == ([(had, Event.RETRACT)], 1, [])

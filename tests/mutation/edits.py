@@ -276,6 +276,8 @@ class _Finder:
             return
         if _only_names(first) or _only_names(second):
             return  # whatever the other does, the name stands for the same
+        if self._function.endswith(".__init__") and _is_a_part(first, second) and _is_a_part(second, first):
+            return  # of an object that nobody has yet
         if not (_acts(first) or _acts(second)) and not (
             _places(first) & _uses(second) or _places(second) & _uses(first)
         ):
@@ -387,11 +389,14 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _decides_nothing(node: ast.stmt) -> bool:
-    """Docstrings and `...`, assertions in either form, what is only logged, and methods that are only declared."""
+    """Docstrings and `...`, assertions in either form, what is only logged, whatever for, and methods that are only
+    declared."""
     if isinstance(node, ast.Assert) or _is_docstring(node):
         return True
     if isinstance(node, ast.If) and not node.orelse and len(node.body) == 1:
         only = node.body[0]
+        if isinstance(only, ast.Expr):
+            return _decides_nothing(only)
         return isinstance(only, ast.Raise) and only.exc is not None and "AssertionError" in ast.unparse(only.exc)
     if isinstance(node, ast.Raise):
         return node.exc is not None and "NotImplementedError" in ast.unparse(node.exc)
@@ -473,6 +478,20 @@ def _is_named_item(part: ast.AST) -> bool:
     return (
         isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant) and isinstance(part.slice.value, str)
     )
+
+
+def _is_a_part(node: ast.stmt, beside: ast.stmt) -> bool:
+    """Whether it gives an object an attribute, made from neither the object as a whole nor what `beside` gives it."""
+    if not isinstance(node, ast.Assign) or not all(isinstance(target, ast.Attribute) for target in node.targets):
+        return False
+    inside = {id(part.value) for part in ast.walk(node.value) if isinstance(part, ast.Attribute)}
+    whole = any(
+        isinstance(part, ast.Name) and part.id == "self" and id(part) not in inside for part in ast.walk(node.value)
+    )
+    called = any(
+        isinstance(part, ast.Call) and ast.unparse(part.func).startswith("self.") for part in ast.walk(node.value)
+    )
+    return not (whole or called or _places(beside) & _uses(node))
 
 
 def _only_names(node: ast.stmt) -> bool:

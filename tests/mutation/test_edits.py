@@ -64,6 +64,7 @@ def test_what_a_signature_promises_says_which_wrong_value_is_returned() -> None:
         "assert a is not None",
         "return zip(a, b, strict=True)",
         'log.info("it turns", step=1 + 2)',
+        'if a > 1:\n    log.info("it turns")',
         "raise NotImplementedError",
         "if a != b:\n    raise AssertionError(a)",
         "x = a.b()",
@@ -95,6 +96,18 @@ def test_statements_are_swapped_only_where_each_can_stand_first() -> None:
     assert "wrong order" not in made("a.take(b)\nx = {'b': b, 'c': (c, 1)}")
     assert "wrong order" in made("a.take(b)\nx = [*b]")
     assert "wrong order" in made("a.take(b)\nx = a.y")
+
+
+def test_parts_of_a_new_object_may_come_in_any_order_that_neither_needs() -> None:
+    def orders(body: str) -> list[str]:
+        lines = "".join(f"        {line}\n" for line in body.splitlines())
+        edits = edits_of("a.py", f"class A:\n    def __init__(self, b):\n{lines}".encode(), {})
+        return [edit.key for edit in edits if edit.kind == "wrong order"]
+
+    assert orders("self.x = B(b)\nself.y = C(b.z)") == []
+    assert orders("self.x = B(b)\nself.y = C(self.x)") != []
+    assert orders("self.x = B(self)\nself.y = C(b)") != []
+    assert orders("self.x = self.made(b)\nself.y = C(b)") != []
 
 
 def test_functions_are_named_by_their_classes_and_equal_edits_by_their_number() -> None:
