@@ -30,5 +30,5 @@ def test_each_request_is_known_with_its_output_whatever_row_it_has(order: tuple[
     assert history.open == {row + 9: row for row in order}
     for row, count in ROWS.items():
         assert history.output(row).tolist() == list(range(row, row + count))
-        columns = history.request, history.num_prompt, history.num_wanted, history.num_output, history.num_tokens
-        assert [int(column[row]) for column in columns] == [row + 9, row + 1, row + 400, count, row + 1 + count]
+        columns = history.request, history.num_prompt, history.num_wanted, history.num_output
+        assert [int(column[row]) for column in columns] == [row + 9, row + 1, row + 400, count]
