@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.mutation.statements import acts, bound, is_a_part, only_names, places, read, stores, uses
+
 ROOMS = ("lifecycle", "memory", "loops", "actors")
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -44,26 +46,6 @@ OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
 }
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 COMMUTATIVE = {"np.minimum", "np.maximum", "np.array_equal", "np.union1d"}
-PURE = {
-    "len",
-    "int",
-    "bool",
-    "float",
-    "str",
-    "min",
-    "max",
-    "sum",
-    "total",
-    "tuple",
-    "list",
-    "dict",
-    "set",
-    "sorted",
-    "State",
-    "self._keys.take",
-}
-"""Functions that only compute; those of numpy do as well, and these methods of arrays:"""
-PURE_METHODS = {"sum", "any", "all", "copy", "astype", "tolist", "dot", "max", "min", "get", "keys", "values", "items"}
 ORDER_IS_A_TYPE = {"isinstance", "getattr", "setattr", "hasattr", "cast", "issubclass", "zip"}
 """Calls whose first two arguments cannot be swapped: their types differ, or the pairs only change sides."""
 
@@ -272,17 +254,15 @@ class _Finder:
             return
         if _decides_nothing(first) or _decides_nothing(second):
             return
-        if _bound(first) & _read(second) or _bound(second) & (_read(first) | _bound(first)):
+        if bound(first) & read(second) or bound(second) & (read(first) | bound(first)):
             return
-        if _only_names(first) or _only_names(second):
+        if only_names(first) or only_names(second):
             return  # whatever the other does, the name stands for the same
-        if self._function.endswith(".__init__") and _is_a_part(first, second) and _is_a_part(second, first):
+        if self._function.endswith(".__init__") and is_a_part(first, second) and is_a_part(second, first):
             return  # of an object that nobody has yet
-        if not (_acts(first) or _acts(second)) and not (
-            _places(first) & _uses(second) or _places(second) & _uses(first)
-        ):
+        if not (acts(first) or acts(second)) and not (places(first) & uses(second) or places(second) & uses(first)):
             return  # nothing that either does can be seen by the other
-        if isinstance(first, ast.Assign) and isinstance(second, ast.Assign) and not (_stores(first) or _stores(second)):
+        if isinstance(first, ast.Assign) and isinstance(second, ast.Assign) and not (stores(first) or stores(second)):
             return
         self._lines = first.lineno, _lines_of(second)[1]
         start, first_end = self._span(first)
@@ -331,9 +311,9 @@ class _Finder:
             case ast.Constant(value=int()):
                 self._replace("constant", node, str(node.value + 1))
             case ast.Slice():
-                for bound in (node.lower, node.upper):
-                    if bound is not None and not isinstance(bound, ast.Constant | ast.UnaryOp):
-                        self._replace("off by one", bound, f"{self._text(bound)} + 1")
+                for end in (node.lower, node.upper):
+                    if end is not None and not isinstance(end, ast.Constant | ast.UnaryOp):
+                        self._replace("off by one", end, f"{self._text(end)} + 1")
             case ast.Attribute(value=ast.Name(id=enum)) if node.attr in self._enums.get(enum, ()):
                 members = self._enums[enum]
                 other = members[(members.index(node.attr) + 1) % len(members)]
@@ -422,88 +402,4 @@ def _is_text(node: ast.BinOp) -> bool:
     return any(
         isinstance(side, ast.JoinedStr) or (isinstance(side, ast.Constant) and isinstance(side.value, str | bytes))
         for side in (node.left, node.right)
-    )
-
-
-def _names(node: ast.stmt, context: type[ast.expr_context]) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, context)}
-
-
-def _bound(node: ast.stmt) -> set[str]:
-    return _names(node, ast.Store)
-
-
-def _read(node: ast.stmt) -> set[str]:
-    return _names(node, ast.Load)
-
-
-def _acts(node: ast.stmt) -> bool:
-    """Whether it calls something that may do more than compute."""
-    for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
-        name = ast.unparse(call.func)
-        if (
-            name in PURE
-            or name.startswith("np.")
-            or (isinstance(call.func, ast.Attribute) and call.func.attr in PURE_METHODS)
-        ):
-            continue
-        return True
-    return False
-
-
-def _uses(node: ast.stmt) -> set[str]:
-    """The attributes and items that it reads or writes, as they are written, and what these are of; `a[]` for an `a` of
-    which it uses one named item alone."""
-    parts = [part for part in ast.walk(node) if isinstance(part, ast.Attribute | ast.Subscript)]
-    of_items = {id(part.value) for part in parts if _is_named_item(part)}
-    return {ast.unparse(part) + "[]" * (id(part) in of_items) for part in parts}
-
-
-def _places(node: ast.stmt) -> set[str]:
-    """Those that it writes; of an item, what it is of."""
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    places: set[str] = set()
-    for part in (part for target in targets if target is not None for part in ast.walk(target)):
-        if isinstance(part, ast.Subscript) and isinstance(part.ctx, ast.Store):
-            places |= {
-                ast.unparse(part.value),
-                ast.unparse(part) if _is_named_item(part) else f"{ast.unparse(part.value)}[]",
-            }
-        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
-            places |= {ast.unparse(part), f"{ast.unparse(part)}[]"}
-    return places
-
-
-def _is_named_item(part: ast.AST) -> bool:
-    return (
-        isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant) and isinstance(part.slice.value, str)
-    )
-
-
-def _is_a_part(node: ast.stmt, beside: ast.stmt) -> bool:
-    """Whether it gives an object an attribute, made from neither the object as a whole nor what `beside` gives it."""
-    if not isinstance(node, ast.Assign) or not all(isinstance(target, ast.Attribute) for target in node.targets):
-        return False
-    inside = {id(part.value) for part in ast.walk(node.value) if isinstance(part, ast.Attribute)}
-    whole = any(
-        isinstance(part, ast.Name) and part.id == "self" and id(part) not in inside for part in ast.walk(node.value)
-    )
-    called = any(
-        isinstance(part, ast.Call) and ast.unparse(part.func).startswith("self.") for part in ast.walk(node.value)
-    )
-    return not (whole or called or _places(beside) & _uses(node))
-
-
-def _only_names(node: ast.stmt) -> bool:
-    """Whether it gives names of the function to what others of its names, and constants, stand for."""
-    if not isinstance(node, ast.Assign) or _stores(node):
-        return False
-    plain = (ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.expr_context)
-    return all(isinstance(part, plain) for part in ast.walk(node.value))
-
-
-def _stores(node: ast.stmt) -> bool:
-    """Whether it changes more than local names."""
-    return any(
-        isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store) for part in ast.walk(node)
     )
