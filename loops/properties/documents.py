@@ -76,7 +76,8 @@ OF_RUNS: dict[str, str] = {
     "is cached once. Of pages that nobody holds and nothing goes on from, those leave first that the policy says, as "
     "many as are wanted, and behind each step that may touch them.",
     "tiers_as_stated": "Below the device a page leaves for want of room and for nothing else: where there are files "
-    "that have room, and a disk that writes, none does; and of host memory alone the least recently used one leaves.",
+    "that have room, and a disk that writes, none does; and of host memory alone the least recently used one leaves. "
+    "What was read is in host memory after that, as far as it has room.",
     "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix "
     "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
     "above the least busy.",

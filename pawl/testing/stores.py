@@ -12,7 +12,8 @@ from pawl.memory.tiers.keys import PageKey
 
 class TiersAsStated(TierStore):
     """Below the device a page leaves for want of room and for nothing else: where there are files that have room, and
-    a disk that writes, none does; and of host memory alone the least recently used one leaves."""
+    a disk that writes, none does; and of host memory alone the least recently used one leaves. What was read is in host
+    memory after that, as far as it has room."""
 
     name: ClassVar[str] = "tiers_as_stated"
 
@@ -39,6 +40,9 @@ class TiersAsStated(TierStore):
         before = self._facts()
         data = super().read(keys)
         self._judge(before, keys[: len(data)])
+        below = [key for key in keys[max(0, len(data) - self.host.capacity) : len(data)] if key not in self.host]
+        if below:
+            self.wrong.append(f"{len(below)} pages were read, and are not in host memory")
         return data
 
     def views(self, keys: Sequence[PageKey], most: int) -> list[UInt8s] | None:

@@ -7,6 +7,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.present import Present
 from pawl.actors.text.stop import StopMatcher
 from pawl.actors.text.stream import Stream
+from pawl.actors.tiers.store import TierStore
 from pawl.loops.adapters import Adapters
 from pawl.loops.requests import Requests
 from pawl.memory.prefix.order import RankedOrder, RecencyOrder
@@ -35,6 +36,13 @@ LASTING = (
         "cache_as_stated",
         "Where a cached prefix is cut in two, the half that is made counts as used by nobody.",
         Edit(RankedOrder.split, "rank.hits, rank.priority =", "rank.entry, rank.priority ="),
+    ),
+    _mutant(
+        Group.MEMORY,
+        "what_is_read_of_a_file_stays_there",
+        "tiers_as_stated",
+        "A page that is read from a file does not come into host memory: it is read from the disk each time.",
+        Edit(TierStore.read, "self._host(key, data[count])", "pass"),
     ),
     _mutant(
         Group.CONTROL,

@@ -59,6 +59,17 @@ def test_a_page_that_leaves_where_files_have_room_is_told() -> None:
     assert made.wrong == ["1 pages left, and files have 3 places"]
 
 
+def test_a_page_that_was_read_from_a_file_and_stays_there_alone_is_told() -> None:
+    sound, made = store(1, files=3), store(1, files=3)
+    for each in (sound, made):
+        keep(each, 0, 1)
+    sound.read(KEYS[:2])
+    assert sound.wrong == []
+    made._host = lambda key, block: None  # type: ignore[method-assign]
+    made.read(KEYS[:1])
+    assert made.wrong == ["1 pages were read, and are not in host memory"]
+
+
 def test_pages_leave_where_files_are_full_or_the_disk_refuses() -> None:
     made = store(1, files=1)
     keep(made, 0, 1, 2)
