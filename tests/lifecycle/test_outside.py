@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +289,46 @@ def test_whatever_is_in_a_file_an_audit_ends_with_a_verdict(count: int, tmp_path
                 break
         verdicts.add(judged(tmp_path, data).verdict)
     assert verdicts == set(Verdict)
+
+
+def variants(value: Any) -> Iterator[Any]:
+    """A value of a line, a little different."""
+    match value:
+        case bool():
+            yield not value
+        case int() | float():
+            yield from (value + 1, value - 1)
+        case str():
+            yield value + "x"
+        case list():
+            yield value[1:]
+            yield [*value, *value[:1]]
+            yield from (
+                [*value[:at], other, *value[at + 1 :]] for at in range(len(value)) for other in variants(value[at])
+            )
+        case dict():
+            for name in value:
+                yield {key: each for key, each in value.items() if key != name}
+                yield from (value | {name: other} for other in variants(value[name]))
+
+
+def test_what_is_said_of_a_run_in_which_one_thing_is_another_stays_as_it_is(tmp_path: Path) -> None:
+    forged = [[*RUN[:at], other, *RUN[at + 1 :]] for at, line in enumerate(RUN) for other in variants(line)]
+    forged += [[*RUN[:at], *RUN[at + 1 :]] for at in range(len(RUN))]
+    forged += [[*RUN[:at], RUN[at], *RUN[at:]] for at in range(len(RUN))]
+    forged += [[*RUN[:at], RUN[at + 1], RUN[at], *RUN[at + 2 :]] for at in range(len(RUN) - 1)]
+    said = [judged(tmp_path, lines).text().replace(str(tmp_path), ".") for lines in forged]
+    assert len(said) > 400
+    assert hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest() == "11b8e0da109a5fe3", "\n\n".join(said)
+
+
+def test_how_far_a_file_is_read_is_known_at_each_line(tmp_path: Path) -> None:
+    judged(tmp_path, RUN)
+    reader = EventReader(tmp_path / "run.jsonl")
+    sizes = [len(written([line])) for line in RUN]
+    shares = {0.0, *(sum(sizes[:count]) / sum(sizes) for count in range(1, len(RUN) + 1))}
+    assert reader.share == 0.0
+    seen = [reader.share for _ in reader]
+    assert set(seen) <= shares
+    assert seen == sorted(seen)
+    assert (reader.share, len(set(seen)) > len(RUN) // 2) == (1.0, True)
