@@ -18,7 +18,8 @@ from pawl.actors.grammar_fields import tag_grammar
 from pawl.actors.names import PREFILL, is_behind_router, names_of
 from pawl.actors.placement import Load, PrefixAffinity
 from pawl.actors.present import Present
-from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.runtime.dead_letters import Reason
+from pawl.actors.runtime.local import OUTSIDE, LocalSystem
 from pawl.actors.runtime.processes.frames import Beat, Credit, Malformed, _checksum, read
 from pawl.actors.simulation.choice import Choices, Kind, Replay, Value
 from pawl.actors.simulation.faults import FaultBudget, FaultKind, Faults
@@ -28,6 +29,7 @@ from pawl.actors.text.conversion import UnsupportedVocabulary, _sentencepiece
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.tiers.shared_pages import SharedMemory, SharedPages, SharedReader, shared_reader
 from pawl.loops.orders.cache import FlushCache
+from tests.actors.conformance_base import Journal, Scribe
 from tests.actors.memory_wires import MemoryWire, TwoProcesses
 from tests.actors.vocabularies import byte_level
 
@@ -166,3 +168,13 @@ def test_names_of_one_of_several_are_told_from_those_of_the_only_one() -> None:
     assert is_behind_router(behind.scheduler)
     assert is_behind_router(behind.gateway)
     assert not any(map(is_behind_router, ("scheduler", "gateway", "router", "gateway.3")))
+
+
+def test_a_message_that_an_actor_does_not_accept_is_a_dead_letter_in_a_simulation_too() -> None:
+    system = SimulatedSystem(Fair())
+    system.spawn(Scribe(Journal()), "a")
+    system.start()
+    assert not system.send("a", Beat())
+    (letter,) = system.dead_letters.recent()
+    assert (letter.to, letter.sender, letter.reason) == ("a", OUTSIDE, Reason.UNKNOWN_MESSAGE)
+    assert letter.message == Beat()
