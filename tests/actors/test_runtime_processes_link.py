@@ -12,6 +12,7 @@ from pawl.actors.runtime.actor import Down, Lane, Overflow
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Post, Stop, read, written
+from pawl.actors.runtime.processes.remote import RemoteCell
 from pawl.actors.runtime.receiver import Phase
 from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, Stray
 from tests.actors.memory_wires import MemoryWire, TwoProcesses
@@ -336,3 +337,29 @@ def test_an_actor_ends_when_another_process_says_so_also_one_that_has_not_begun(
     assert isinstance(told, Cell)
     assert told.over.wait(GENEROUS_S)
     assert told.phase is Phase.ENDED
+
+
+def test_an_actor_of_another_process_is_cut_there(between: Between) -> None:
+    between.b.start()
+    here, there = between.a.find("y"), between.b.find("y")
+    assert isinstance(here, RemoteCell)
+    assert isinstance(there, Cell)
+    here.cut()
+    between.deliver()
+    assert there.over.wait(GENEROUS_S)
+    between.deliver()
+    assert here.phase is Phase.ENDED
+
+
+def test_what_comes_for_an_actor_that_has_just_ended_is_a_dead_letter_and_its_credit_comes_back(
+    between: Between,
+) -> None:
+    (link,) = between.b.links.values()
+    between.a.send("y", Say(1))
+    between.b.told(link, Stop("y", "enough", False))
+    between.wires["b"].sent.clear()  # so that nobody there has heard of it
+    between.deliver()
+    assert [(each.to, each.message, each.reason) for each in between.b.dead_letters.recent()] == [
+        ("y", Say(1), Reason.RECEIVER_GONE)
+    ]
+    assert link._flows["y"].dropped == 1

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.mutation.statements import acts, bound, is_a_part, only_names, places, read, stores, uses
+from tests.mutation.statements import acts, bound, fills_apart, is_a_part, only_names, places, read, stores, uses
 
 ROOMS = ("lifecycle", "memory", "loops", "actors")
 
@@ -260,6 +260,8 @@ class _Finder:
             return  # whatever the other does, the name stands for the same
         if self._function.endswith(".__init__") and is_a_part(first, second) and is_a_part(second, first):
             return  # of an object that nobody has yet
+        if fills_apart(first, second) or fills_apart(second, first):
+            return
         if not (acts(first) or acts(second)) and not (places(first) & uses(second) or places(second) & uses(first)):
             return  # nothing that either does can be seen by the other
         if isinstance(first, ast.Assign) and isinstance(second, ast.Assign) and not (stores(first) or stores(second)):

@@ -97,6 +97,15 @@ def is_a_part(node: ast.stmt, beside: ast.stmt) -> bool:
     return not (whole or called or places(beside) & uses(node))
 
 
+def fills_apart(node: ast.stmt, beside: ast.stmt) -> bool:
+    """Whether it appends to a list of the function, with which `beside`, which only computes, has nothing to do."""
+    match node:
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name(name), "append"), [item])):
+            pure = not acts(ast.Expr(item)) and not acts(beside)
+            return pure and name not in read(beside) and not places(beside) & uses(node)
+    return False
+
+
 def only_names(node: ast.stmt) -> bool:
     """Whether it gives names of the function to what others of its names, and constants, stand for."""
     if not isinstance(node, ast.Assign) or stores(node):

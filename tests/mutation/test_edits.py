@@ -96,6 +96,9 @@ def test_statements_are_swapped_only_where_each_can_stand_first() -> None:
     assert "wrong order" not in made("a.take(b)\nx = {'b': b, 'c': (c, 1)}")
     assert "wrong order" in made("a.take(b)\nx = [*b]")
     assert "wrong order" in made("a.take(b)\nx = a.y")
+    assert "wrong order" not in made("a.append(b)\nc -= len(b)")
+    assert "wrong order" in made("a.append(b)\nc -= len(a)")
+    assert "wrong order" in made("a.append(b.x)\nb.x -= len(c)")
 
 
 def test_parts_of_a_new_object_may_come_in_any_order_that_neither_needs() -> None:
