@@ -119,3 +119,23 @@ def test_an_actor_on_a_closed_loop_is_lost_and_said_to_be() -> None:
     assert [letter.reason for letter in system.dead_letters.recent()] == [Reason.RECEIVER_FAILED]
     assert not system.send("actor", Number(2))
     assert system.stop() == ()
+
+
+class Broken(KeyboardInterrupt):
+    """What no handler is meant to survive."""
+
+
+def test_what_breaks_off_a_turn_reaches_the_loop_and_the_actor_has_ended(loop: CountingLoop) -> None:
+    def handle(actor: Doing, message: Number) -> None:
+        raise Broken
+
+    failures: list[str] = []
+    system = LocalSystem(on_failure=lambda name, error: failures.append(f"{name}: {error}"))
+    system.spawn(Doing(handle), "actor", loop=loop)
+    system.start()
+    system.send("actor", Number(1))
+    with pytest.raises(Broken):
+        turn(loop, lambda: bool(failures))
+    assert failures == ["actor: actor: its turn was broken off"]
+    loop.run_until_complete(asyncio.sleep(0))
+    assert system.stop(timeout_s=GENEROUS_S) == ()

@@ -27,11 +27,12 @@ from pawl.actors.simulation.strategies.simple import Fair, Guided
 from pawl.actors.simulation.system import SimulatedSystem
 from pawl.actors.text.conversion import UnsupportedVocabulary, _sentencepiece
 from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.tiers.shared_pages import SharedMemory, SharedPages, SharedReader, shared_reader
 from pawl.loops.orders.cache import FlushCache
 from tests.actors.conformance_base import Journal, Scribe
 from tests.actors.memory_wires import MemoryWire, TwoProcesses
-from tests.actors.vocabularies import byte_level
+from tests.actors.vocabularies import byte_level_metadata
 
 
 class Counter:
@@ -140,7 +141,7 @@ def test_a_guided_strategy_tells_the_other_one_of_its_own_schedules_alone() -> N
 
 
 def test_a_table_of_texts_has_one_for_each_token() -> None:
-    vocabulary = byte_level()
+    vocabulary = Vocabulary.from_gguf(byte_level_metadata())
     vocabulary.build_tables()
     vocabulary.visible_texts.pop()
     with pytest.raises(ValueError, match="the byte table has"):

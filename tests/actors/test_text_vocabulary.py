@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -290,3 +290,18 @@ def test_an_added_token_is_its_own_text() -> None:
     tokenizer.add_tokens([AddedToken("éà", normalized=False)])
     vocabulary = Vocabulary(tokenizer)
     assert vocabulary.decode(vocabulary.encode("hello éà").tolist()) == "hello éà"
+
+
+def test_all_that_a_gguf_file_says_of_its_first_and_last_token_and_of_templates_is_there() -> None:
+    named = {"tokenizer.chat_template.tools": "{{ tools }}"}
+    known = Vocabulary.from_gguf(byte_level_metadata(**named))
+    assert (known.bos_token, known.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert known.eos_ids == (known.size - 1,)
+    assert sorted(known.chat_templates) == ["default", "tools"]
+    nothing: dict[str, Any] = {
+        f"tokenizer.{name}": None for name in ("ggml.bos_token_id", "ggml.eos_token_id", "chat_template")
+    }
+    unknown = Vocabulary.from_gguf(byte_level_metadata(**nothing))
+    assert (unknown.bos_token, unknown.eos_token, unknown.eos_ids, unknown.chat_templates) == ("", "", (), {})
+    beyond = Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.bos_token_id": known.size}))
+    assert beyond.bos_token == ""
