@@ -241,7 +241,7 @@ class Gateway(Actor):
             self._deliver(message.outputs)
             return True
         if isinstance(message, Refused):
-            self._fail(message.request, error, last=True)
+            self._fail(message.request, error, self.context.now(), last=True)
             return True
         if super().spares(message, error):
             return True
@@ -305,15 +305,15 @@ class Gateway(Actor):
                 num_tokens += len(output.tokens)
                 deliver(output, now)
             except Exception as error:
-                self._fail(output.request, error, last=output.done is not None)
+                self._fail(output.request, error, now, last=output.done is not None)
         self.requests.throughput.add(now, num_tokens)
         self._delivering = ()
 
-    def _fail(self, request: int, error: Exception, *, last: bool) -> None:
+    def _fail(self, request: int, error: Exception, now: float, *, last: bool) -> None:
         """What came for the request could not be handled: it fails, and has ended if this was the last that comes."""
         self.contain(request, error)
         if last:
-            self.requests.give_up(request, self.context.now())
+            self.requests.give_up(request, now)
 
     def _answered(self, entry: Entry, cause: Cause, now: float) -> None:
         """The entry is off the books."""

@@ -220,8 +220,11 @@ class Worker(Actor):
 
     def _lose(self, step: int, error: Exception) -> None:
         self._lost_since = step
-        blameless = isinstance(error, RunnerLost) and error.blameless
-        self._fail(step, f"{type(error).__name__}: {error}", blameless)
+        # Clients are told the reason, and an exception's own words may quote another one's prompt.
+        if isinstance(error, RunnerLost):
+            self._fail(step, f"{type(error).__name__}: {error}", error.blameless)
+        else:
+            self._fail(step, type(error).__name__)
 
     def _fail(self, step: int, reason: str, blameless: bool = False) -> None:
         self.context.send(self._names.scheduler, ExecuteFailed(step, reason, blameless), Lane.CONTROL)

@@ -35,6 +35,7 @@ from typing import Any
 
 from benchmarks.attack_target import ADMIN_KEY, KEY, MARK, Target
 from benchmarks.machine import resident
+from pawl.commands.audit import replicas_in
 from pawl.gpu.ghost.oracle import expected
 from pawl.http.freed import LOOKS
 from pawl.lifecycle.audit import Verdict, audit
@@ -240,8 +241,14 @@ def judge(folder: Path, report: Report) -> None:
     report.tracebacks = [line[:2000] for line in log.splitlines() if '"exception":' in line or "Traceback" in line]
     secrets = re.compile("|".join(map(re.escape, (KEY, ADMIN_KEY, MARK))))
     report.secrets = [line[:2000] for line in log.splitlines() if secrets.search(line)]
-    audited = audit(folder / "trace")
-    report.verdict, report.audit = audited.verdict, audited.text()
+    report.verdict, report.audit = judged(folder / "trace")
+
+
+def judged(traces: Path) -> tuple[Verdict, str]:
+    """The gravest verdict about the traces of all replicas, and what the audits say."""
+    reports = [audit(trace) for trace in replicas_in(traces)]
+    gravest = next((each for each in reports if each.verdict is not Verdict.PASS), reports[0])
+    return gravest.verdict, "\n".join(each.text() for each in reports)
 
 
 def _attacked(victim: Target, target: Target, model: str, seconds: float, seed: int, waits: Waits) -> Counter[str]:
@@ -279,13 +286,15 @@ class Load:
 HELD = ("pawl_requests_open", "pawl_requests_running", "pawl_requests_waiting", "pawl_steps_in_flight")
 
 
-def come_to_rest(target: Target, report: Report) -> None:
-    """Wait until the metrics say that nothing is held, or note what is."""
+def come_to_rest(target: Target, report: Report, *, violations: bool = True) -> None:
+    """Wait until the metrics say that nothing is held, and no property was violated, or note what is; without
+    `violations`, only what is held."""
     ends_at = time.monotonic() + REST_S
     while True:
         samples = asyncio.run(_metrics(target))
         held = [name for name, value in samples.items() if value and (name in HELD or name.endswith('"owned"}'))]
-        broken = [name for name, value in samples.items() if value and name.startswith("pawl_violations_total")]
+        told = [name for name, value in samples.items() if value and name.startswith("pawl_violations_total")]
+        broken = told if violations else []
         lost = [name for name, value in samples.items() if not value and name.startswith("pawl_actor_alive")]
         report.unrest = held + broken + lost + ([] if samples else ["no metrics"])
         if not report.unrest or time.monotonic() > ends_at:

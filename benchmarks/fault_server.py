@@ -14,12 +14,14 @@ import os
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from pawl.testing.injection import INJECTED, ROOM, SECRET, Place, lines_that_raise
+from pawl.actors.runtime.cell import Cell
+from pawl.testing.injection import ROOM, SECRET, Place, lines_that_raise
 
 WATCHED = (
     "actors/",
@@ -45,6 +47,9 @@ def watched(file: str) -> str | None:
     path = Path(file)
     below = path.relative_to(ROOM).as_posix() if path.is_relative_to(ROOM) else ""
     return below if below.startswith(WATCHED) and not below.startswith(UNWATCHED) else None
+
+
+RAISED: tuple[type[Exception], ...] = (ValueError, KeyError, MemoryError, RecursionError)
 
 
 class Striker:
@@ -91,12 +96,22 @@ class Striker:
     def arm(self, place: Place, hit: int, kind: str) -> None:
         """Have it raise."""
         self.struck, self._left = False, hit
-        self._armed = place, next(each for each in INJECTED if each.__name__ == kind)
+        self._armed = place, next(each for each in RAISED if each.__name__ == kind)
 
     def disarm(self) -> bool:
         """Whether it has raised."""
         self._armed = None
         return self.struck
+
+    def seeing(self, step: Callable[[Cell], bool]) -> Callable[[Cell], bool]:
+        """The same; a thread that has seen this raise sees lines again, which the interpreter would end."""
+
+        def stepping(cell: Cell) -> bool:
+            if sys.gettrace() is None:
+                sys.settrace(self.called)
+            return step(cell)
+
+        return stepping
 
     def steer(self, answers: int) -> None:
         """Do as standard input says."""
@@ -124,6 +139,7 @@ def main() -> int:
     threading.Thread(target=striker.steer, args=(answers,), name="steering", daemon=True).start()
     threading.settrace(striker.called)
     sys.settrace(striker.called)
+    Cell.step = striker.seeing(Cell.step)  # type: ignore[method-assign]
     sys.argv[1:] = ["serve", *sys.argv[2:]]
     return int(serve() or 0)
 

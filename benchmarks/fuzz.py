@@ -1,6 +1,6 @@
 """A live server and inputs that nobody means: bodies of every route, heads, methods and paths, most of them damaged.
 
-    python -m benchmarks.fuzz [--inputs 10000] [--seed 0] [--workers 8]
+    python -m benchmarks.fuzz [--inputs 10000] [--seed 0] [--workers 8] [--serve "--dp 2"]
 
 The server is a ghost in a process of its own, with keys and a trace. Bodies are drawn from its own description, and
 most of them changed where it hurts, or told in words that no library writes; some clients leave in the middle of
@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import random
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -269,11 +270,13 @@ async def _restore_once(target: Target) -> None:
                 await target.status(path, body, key=ADMIN_KEY)
 
 
-def fuzz(folder: Path, seed: int, first: int, inputs: int, workers: int) -> tuple[Seen, Report]:
-    """Send them, in `folder`."""
+def fuzz(
+    folder: Path, seed: int, first: int, inputs: int, workers: int, serve: Sequence[str] = ()
+) -> tuple[Seen, Report]:
+    """Send them, in `folder`, to a server with `serve` as further flags."""
     report = Report(0.0, "ghost")
     flags = ("--context-length", str(CONTEXT), "--profile-dir", str(folder / "profiles"))
-    with server(folder, "ghost", *flags) as (process, target):
+    with server(folder, "ghost", *flags, *serve) as (process, target):
         seen = asyncio.run(_all(target, seed, first, inputs, workers))
         come_to_rest(target, report)
     report.exit_status = process.returncode
@@ -287,9 +290,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--serve", default="", help="further flags of the server, in one word")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pawl-fuzz-") as folder:
-        seen, report = fuzz(Path(folder), given.seed, given.first, given.inputs, given.workers)
+        seen, report = fuzz(
+            Path(folder), given.seed, given.first, given.inputs, given.workers, shlex.split(given.serve)
+        )
     for kind, count in sorted(seen.ends.items()):
         print(f"{count:>8}  {kind}")
     for failed in seen.failed[:50]:

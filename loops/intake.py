@@ -189,6 +189,7 @@ class Intake:
 
     def recovered(self, now: float) -> None:
         """The loop has failed in the middle of something: who was being ended is not live when it goes on."""
+        self.loop.requests.sessions.recovered(self.loop.table.row_of)
         if self.adapters is not None:
             self.adapters.recovered(now)
         if self._ending is not None:

@@ -8,7 +8,7 @@ pages of the prefix cache, which the next turn finds there if they have not had 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -161,8 +161,16 @@ class Sessions:
 
     def _settle(self, session: Session) -> None:
         if session.phase is SessionPhase.CLOSING and not session.live:
-            session.phase = SESSION.next(session.phase, SessionEvent.SETTLE)
+            settled = SESSION.next(session.phase, SessionEvent.SETTLE)
             del self.by_name[session.name]
+            session.phase = settled
+
+    def recovered(self, live: Container[int]) -> None:
+        """The loop has failed in the middle of something: turns are those of requests that are `live`."""
+        for session in list(self.by_name.values()):
+            session.live = {request: turn for request, turn in session.live.items() if request in live}
+            self._settle(session)
+        self._of = {request: session for session in self.by_name.values() for request in session.live}
 
     # ---- turns ----
 

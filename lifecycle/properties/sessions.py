@@ -45,6 +45,8 @@ class _Session:
     streaming: bool
     closing: bool = False
     num_uses: int = 1
+    doubtful: bool = False
+    """The engine failed when an order about it was the last that it had: perhaps it was carried out."""
     turns: dict[str, _Turn] = field(default_factory=dict)
     live: dict[int, _Turn] = field(default_factory=dict)
 
@@ -106,6 +108,8 @@ class SessionAtomicity(Property):
         """Live turns by number of the request -> session."""
         self._coming: _Coming | None = None
         """The turn that comes next."""
+        self._newest = ""
+        """The session that the newest order is about."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         for name, capacity, _, streaming, phase, num_uses, turns, live in beginning.sessions:
@@ -133,6 +137,8 @@ class SessionAtomicity(Property):
     @on(Contained)
     def _failed(self, record: Contained, history: History) -> Sequence[Violation]:
         self._coming = None
+        if self._newest:
+            self._sessions.setdefault(self._newest, _Session(0, False, closing=True)).doubtful = True
         return ()
 
     def finish(self, history: History) -> Sequence[Violation]:
@@ -147,7 +153,7 @@ class SessionAtomicity(Property):
     def _ordered(self, record: Delivered, history: History) -> None:
         kind, fields = record.kind, record.fields
         name = str(fields.get("session", fields.get("session_id", "")))
-        session = self._sessions.get(name)
+        session, self._newest = self._sessions.get(name), name
         match kind:
             case "open_session" if session is None:
                 num_uses = record.number * MOST_USES + 1
@@ -235,7 +241,7 @@ class SessionAtomicity(Property):
         session = self._sessions[name]
         turn = session.live[record.request]
         if record.event == Event.ADMIT:
-            if turn.why_not or turn.short:
+            if (turn.why_not or turn.short) and not session.doubtful:
                 why_not = turn.why_not or "its prompt lacks what it goes on from"
                 yield self.violation(history, f"it is at work as a turn, and {why_not}", record.request)
             return
@@ -245,6 +251,7 @@ class SessionAtomicity(Property):
             if (
                 record.cause == Cause.INVALID
                 and not turn.why_not
+                and not session.doubtful
                 and not adapter_of(history.submissions[record.row].namespace)
             ):
                 yield self.violation(history, "it was refused as a turn, and could have been one", record.request)

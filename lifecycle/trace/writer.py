@@ -94,22 +94,24 @@ class TraceWriter:
         return self._num_lost_before + self._num_lost
 
     def append(self, record: Record) -> None:
-        """Encode one record; writes a block when one is full. Raises NoEncoding."""
+        """Encode one record; writes a block when one is full. Raises NoEncoding; whatever it raises, nothing of the
+        record is there."""
         if isinstance(record, Checkpoint):
             # Whatever files are dropped one day, what is left begins with a checkpoint.
             self.flush()
             if self._offset >= self._file_limit // 4:
                 self._finish_file()
-        length = len(self._payload)
+        length, count = len(self._payload), self._count + 1
         try:
             ENCODER.encode_into(record, self._payload, -1)
+            full = count >= MAX_RECORDS or len(self._payload) >= MAX_PAYLOAD
         except BaseException as error:
             del self._payload[length:]
             if isinstance(error, TypeError | ValueError | OverflowError):
                 raise NoEncoding(f"a {type(record).__name__} has no encoding: {error}") from error
             raise
-        self._count += 1
-        if self._count >= MAX_RECORDS or len(self._payload) >= MAX_PAYLOAD:
+        self._count = count
+        if full:
             self.flush()
 
     def flush(self) -> None:
@@ -121,7 +123,7 @@ class TraceWriter:
             self._write_block()
         except Exception as error:
             self._num_lost += self._count
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or type(error).__name__
             self.trouble = f"the trace could not be written: {reason}"
         finally:
             self._count = 0

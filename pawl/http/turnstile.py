@@ -64,16 +64,19 @@ class Turnstile:
             await asyncio.sleep(self._rested - now)
 
     def _next(self) -> None:
-        self._round += 1
-        self._left = PIECES
-        while self._waiting and self._left:
-            first = self._waiting.popleft()
-            if not first.done():  # else whoever waited was cancelled
-                self._left -= 1
-                first.set_result(self._round)
-        self._counting = self._left < PIECES
-        if self._counting:
-            asyncio.get_running_loop().call_soon(self._next)
+        try:
+            self._round += 1
+            self._left = PIECES
+            while self._waiting and self._left:
+                first = self._waiting[0]
+                if not first.done():  # else whoever waited was cancelled
+                    self._left -= 1
+                    first.set_result(self._round)
+                self._waiting.popleft()
+        finally:  # whatever fails, who waits has a turn in the next round
+            self._counting = self._left < PIECES or bool(self._waiting)
+            if self._counting:
+                asyncio.get_running_loop().call_soon(self._next)
 
 
 class InTurns:

@@ -32,6 +32,7 @@ from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
     Checkpoint,
+    Contained,
     Idled,
     Record,
     StepPlanned,
@@ -44,7 +45,7 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
-from tests.lifecycle.canaries_control import CONTROL_CANARIES
+from tests.lifecycle.canaries_control import CONTROL_CANARIES, as_turn, refused
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_memory import MEMORY_CANARIES
@@ -479,3 +480,11 @@ def test_an_arrival_before_a_checkpoint_may_have_no_time_of_its_own() -> None:
     beginning: Any = SimpleNamespace(started=STORY.records[0], arrivals=arrivals)
     assert property.begin(beginning, history) == ()
     assert [len(property.observe(Idled(time), history)) for time in (0.4, 0.5, 0.6)] == [1, 0, 0]
+
+
+def test_a_session_about_which_an_order_has_failed_may_refuse_a_turn() -> None:
+    records = refused(as_turn(tokens=list(range(9))))
+    told = {"session_atomicity"}
+    assert {each.property for each in judged(records).violations} >= told
+    failed = Contained(0, "ValueError", 0.0)
+    assert {each.property for each in judged([*records[:2], failed, *records[2:]]).violations}.isdisjoint(told)

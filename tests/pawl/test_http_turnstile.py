@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -320,3 +320,25 @@ def test_whole_replies_that_end_together_are_written_a_few_at_a_time() -> None:
         assert [message.get("body") for message in sent].count(b"{}") == COUNT
 
     assert rounds(many) == [PIECES, PIECES, PIECES, 1]
+
+
+class Failing(deque[Any]):
+    """Fails when it is looked at for the first time."""
+
+    fails = True
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.fails:
+            self.fails = False
+            raise MemoryError
+        return super().__getitem__(index)
+
+
+def test_whoever_waits_has_a_turn_though_one_round_has_failed() -> None:
+    async def run() -> list[int]:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        turnstile = Turnstile()
+        turnstile._waiting = Failing()
+        return await asyncio.wait_for(asyncio.gather(*(turnstile.turn() for _ in range(COUNT))), 60)
+
+    assert Counter(asyncio.run(run())).most_common(1)[0][1] == PIECES

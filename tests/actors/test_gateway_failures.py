@@ -1,0 +1,75 @@
+"""What fails at the gateway costs what it was for, and nobody waits for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pawl.actors.control.state import GetState
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
+from pawl.actors.messages.generate import Output, Outputs
+from pawl.actors.recorder import Records
+from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.sink import Inbox
+from pawl.lifecycle.records import Answered
+from tests.actors.test_gateway import World, done, submit
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_who_fails_at_an_end_leaves_the_records_of_ends_in_the_order_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = Gateway(8, traced=True)
+    context = ManualContext(gateway, "gateway")
+    requests = gateway.submit([submit("a"), submit("b")], [Inbox(), Inbox()])
+
+    def fails(*_: Any) -> None:
+        monkeypatch.undo()
+        context.time_s += 1.0
+        raise KeyError("it fails")
+
+    monkeypatch.setattr(gateway.requests, "_measure", fails)
+    gateway.receive(Outputs(tuple(Output(request, "x", (7,), done=done()) for request in requests)))
+    gateway.settled()
+    told = [sent.message for sent in context.take_sent() if isinstance(sent.message, Records)]
+    answered = [record for message in told for record in message.records if isinstance(record, Answered)]
+    assert [record.request for record in answered] == list(requests)
+    assert [record.time for record in answered] == sorted(record.time for record in answered)
+
+
+def test_a_question_that_cannot_be_put_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> bool:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.context, "send", fails)
+        with pytest.raises(MemoryError):
+            world.gateway.ask(GetState(), world.answers.append, 5.0)
+    world.context.advance(10.0)
+    assert world.answers == [], "who asked was told by the failure"
+
+
+def test_who_fails_at_an_answer_is_told_that_it_failed(world: World) -> None:
+    def answer(reply: Reply) -> None:
+        world.answers.append(reply)
+        if reply.ok:
+            raise KeyError("it fails")
+
+    ticket = world.gateway.ask(GetState(), answer, 5.0)
+    world.gateway.receive(Reply(ticket, True))
+    assert [reply.ok for reply in world.answers] == [True, False]
+
+
+def test_news_that_fail_half_way_are_heard_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(world.gateway.asks, "answer", fails)
+    ticket = world.gateway.ask(GetState(), world.answers.append, 5.0)
+    world.context.deliver(Reply(ticket, True))
+    assert [reply.ok for reply in world.answers] == [True]
