@@ -199,7 +199,9 @@ class Sweeping:
         results.edits = {room: len(edits_in(room)) for room in ROOMS}
         results.schedules, results.test_seconds = request.schedules, request.test_seconds
         results.rows = {
-            name: msgspec.structs.replace(row, gone=name not in everything) for name, row in results.rows.items()
+            name: msgspec.structs.replace(row, gone=name not in everything)
+            for name, row in results.rows.items()
+            if name in everything or name in EQUIVALENTS or not _is_as_judged(row)
         }
         if request.again:
             chosen = [everything[name] for name, row in results.rows.items() if row.survives]
@@ -334,6 +336,11 @@ def _within(tests: Iterable[str], seconds: dict[str, float], limit_s: float) -> 
 def _digest(edit: Edit) -> str:
     """Of the function that it is in."""
     return _places(edit.file)[edit.function].digest
+
+
+def _is_as_judged(row: Row) -> bool:
+    """Whether its function is what it was. An edit that is not made of it any more is of a kind that changes nothing."""
+    return (ROOT / row.file).exists() and getattr(_places(row.file).get(row.function), "digest", "") == row.digest
 
 
 @cache
