@@ -339,7 +339,7 @@ def _digest(edit: Edit) -> str:
 
 
 def _is_as_judged(row: Row) -> bool:
-    """Whether its function is what it was. An edit that is not made of it any more is of a kind that changes nothing."""
+    """Whether its function is what it was: an edit of it that is not made any more is of those that changes nothing."""
     return (ROOT / row.file).exists() and getattr(_places(row.file).get(row.function), "digest", "") == row.digest
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from msgspec import structs
 
 from tests.mutation import judging, sweep
 from tests.mutation.edits import Edit, edits_of
@@ -41,6 +42,7 @@ def unused(pages):
 """
 TEST = """\
 import pytest
+from msgspec import structs
 
 from pawl_toy import Pages
 
@@ -279,3 +281,15 @@ def test_a_statement_that_no_test_was_seen_to_reach_is_asked_of_those_that_are_a
     assert asked("self.free -= count => pass") == [names[2], names[1]], "it has noticed another edit of the file"
     sweeping._tell("lifecycle/pawl_toy.py", "Pages.take", names[1])
     assert asked("self.free -= count => pass") == names[1:], "this one has, of the function"
+
+
+def test_a_function_is_as_it_was_judged_while_its_text_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    (tmp_path / "pawl_toy_of_results.py").write_text(TOY)
+    digest = places_of(TOY.encode())["Pages.take"].digest
+    row = sweep.Row("pawl_toy_of_results.py", 8, "Pages.take", "delete", "a => b", 1, digest, None, None, True)
+    assert sweep._is_as_judged(row)
+    for other in ({"digest": "another"}, {"function": "Pages.gone"}, {"file": "gone.py"}):
+        assert not sweep._is_as_judged(structs.replace(row, **other))
