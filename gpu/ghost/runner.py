@@ -298,7 +298,7 @@ class Ghost(NotShared):
         for admission in admissions:
             slot = admission.slot
             self._last[slot] = _NOTHING
-            self._special[slot] = not _plain(admission.sampling)
+            self._special[slot] = not is_plain(admission.sampling)
         self._draws.admit(admissions)
         self._embeddings.admit(admissions)
 
@@ -343,7 +343,7 @@ class Ghost(NotShared):
         return Round(tokens, drawn.logprobs, refused=refused)
 
 
-def _plain(sampling: SamplingParameters) -> bool:
+def is_plain(sampling: SamplingParameters) -> bool:
     """Whether a request wants the likeliest token as it is, and nothing else."""
     greedy = sampling.greedy or sampling.top_k == 1
     adjusted = sampling.penalised or sampling.logit_bias or sampling.min_new_tokens > 0 or sampling.grammar is not None
