@@ -6,7 +6,12 @@ from operator import itemgetter
 
 import pytest
 
-from tests.loops.test_fetching import end_lease, fetching, lose_the_worker
+from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import DECODER, ENCODER, Checkpoint
+from pawl.loops.snapshot import checkpoint
+from tests.loops.test_fetching import PAGE, PROMPT, TierDriver, end_lease, fetching, lose_the_worker
+from tests.loops.test_recomputed import started_of
 
 of = itemgetter("fetching", "abandoned")
 
@@ -24,3 +29,21 @@ def test_a_fetch_is_under_way_then_given_up_then_over(way_out: object, answer: s
     else:
         fetches.fenced(order.ticket, driver.now)
     assert of(fetches.statistics()) == (0, 0)
+
+
+def test_a_judge_that_begins_at_a_checkpoint_knows_of_every_fetch_that_is_under_way() -> None:
+    driver = TierDriver()
+    prompts = [PROMPT, PROMPT[::-1]]
+    for prompt in prompts:
+        driver.know(prompt)
+    requests = [driver.submit(prompt, 4) for prompt in prompts]
+    assert not driver.step()
+    driver.loop.journal._started = started_of(driver, 0)
+    checkpoint(driver.intake, driver.now)
+    record = driver.records[-1]
+    assert isinstance(record, Checkpoint)
+    history, judge = History(), AdmissionIsMonotone()
+    history.advance(DECODER.decode(ENCODER.encode([record]))[0])
+    assert history.beginning is not None
+    assert list(judge.begin(history.beginning, history)) == []
+    assert judge._fetching == dict.fromkeys(requests, (len(PROMPT) - 1) // PAGE - 1)
