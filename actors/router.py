@@ -54,7 +54,7 @@ _NONE: Int32s = np.empty(0, np.int32)
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 ForFront: Any = Opened | StepTokens | Refused | Reply
 Repeatable: Any = (
-    StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | PlaceAgain | LookAgain | LeaveNow
+    StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | PlaceAgain | LookAgain | LeaveNow | Drain
 )
 """What may be handled again where it failed half-way."""
 AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain | Parted | LeaveNow | LookAgain

@@ -127,7 +127,7 @@ class Loop:
         while len(self.in_flight) <= self.pacing.depth and not (self.in_flight and self.in_flight[-1].runs):
             scheduled = self._plan(now)
             if scheduled is None:
-                if self.in_flight or not self._unblock(now):
+                if self.in_flight or self.queues.idle or not self._unblock(now):  # idle: no record would tell of it
                     for broken in self.checks.check_idle(self):
                         self.effects.violated(broken)
                     return

@@ -293,3 +293,10 @@ def test_who_was_about_to_give_way_when_planning_failed_has_not_and_who_had_is_r
         loop.requests.gave_way(begun, Cause.STEP_LOST, driver.now)
     told = [(each.row, each.event) for each in driver.records if isinstance(each, Transition)]
     assert (told, loop.counters.retractions, begun) == ([(had, Event.RETRACT)], 1, [])
+
+
+def test_a_turn_without_work_which_no_record_tells_of_leaves_what_decides_as_it_is() -> None:
+    driver = Driver()
+    driver.loop.try_again = True  # a plan has failed
+    driver.loop.turn(driver.now)
+    assert driver.loop.try_again, "a replay makes no such turn"
