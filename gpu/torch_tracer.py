@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import torch
@@ -19,12 +20,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pawl.gpu.profiler import ProfileOptions, ProfileRefused
 
+_LIBRARY = Lock()
+"""Held by the tracer that uses the library's profiler: there is one for the process, and two at a time end it."""
+TAKEN = "another replica of this process is being profiled"
+
 
 class TorchTracer:
     """`Tracer` by torch.profiler: operators and named steps on the host, kernels where there is a CUDA device."""
 
     def __init__(self) -> None:
         self._profile: profile | None = None
+        self._holds = False
 
     def check(self, options: ProfileOptions) -> None:
         """See `Tracer.check`."""
@@ -46,13 +52,20 @@ class TorchTracer:
 
     def prepare(self, options: ProfileOptions) -> None:
         """See `Tracer.prepare`."""
-        self._profile = profile(
-            activities=self._activities(options),
-            record_shapes=options.record_shapes,
-            with_stack=options.with_stack,
-            profile_memory="MEM" in options.activities,
-        )
-        self._profile.prepare_trace()
+        if not _LIBRARY.acquire(blocking=False):
+            raise ProfileRefused(TAKEN)
+        self._holds = True
+        try:
+            self._profile = profile(
+                activities=self._activities(options),
+                record_shapes=options.record_shapes,
+                with_stack=options.with_stack,
+                profile_memory="MEM" in options.activities,
+            )
+            self._profile.prepare_trace()
+        except Exception:
+            self._let_go()
+            raise
 
     def begin(self) -> None:
         """See `Tracer.begin`."""
@@ -69,7 +82,10 @@ class TorchTracer:
         assert taken is not None
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what was launched belongs to its step
-        taken.stop_trace()
+        try:
+            taken.stop_trace()
+        finally:
+            self._let_go()
         # The library writes a file that everybody may read, if not for the folder.
         with tempfile.TemporaryDirectory() as folder, _private(path) as file:
             plain = Path(folder, "trace.json")
@@ -89,6 +105,12 @@ class TorchTracer:
             with suppress(Exception):
                 taken.start_trace()
                 taken.stop_trace()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._holds:
+            self._holds = False
+            _LIBRARY.release()
 
 
 @contextmanager

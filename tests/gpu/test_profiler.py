@@ -213,3 +213,28 @@ def test_a_folder_whose_name_the_system_does_not_take_is_refused(tmp_path: Path)
     pytest.importorskip("torch")
     with pytest.raises(ProfileRefused, match="output_dir: File name too long"):
         recorded(tmp_path / ("x" * 300))
+
+
+class Library:
+    """In the place of torch.profiler's, which is one for the process."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def prepare_trace(self) -> None: ...
+
+    start_trace = stop_trace = prepare_trace
+
+
+def test_one_of_several_replicas_of_a_process_is_profiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_tracer = pytest.importorskip("pawl.gpu.torch_tracer")
+    monkeypatch.setattr(torch_tracer, "profile", Library)
+    options = ProfileOptions(folder=Path(), name="p", activities=("CPU",))
+    first, second = torch_tracer.TorchTracer(), torch_tracer.TorchTracer()
+    first.prepare(options)
+    for _ in range(2):
+        with pytest.raises(ProfileRefused, match="another replica"):
+            second.prepare(options)
+        second.abandon()
+    first.abandon()
+    second.prepare(options)
+    second.abandon()
