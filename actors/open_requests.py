@@ -197,8 +197,8 @@ class OpenRequests:
         if entry.sink is not None:
             entry.sink.push(output)
             entry.sink = None
-        self._closing = None
         entry.notify()
+        self._closing = None
 
     def refuse(self, refused: Refused, now: float) -> None:
         entry = self._find(refused.request, "refused")
@@ -208,8 +208,8 @@ class OpenRequests:
         if entry.sink is not None:
             entry.sink.refused(refused)
             entry.sink = None
-        self._closing = None
         entry.notify()
+        self._closing = None
 
     def give_up(self, request: int, now: float) -> None:
         """Take a request off the books that nobody will end any more, if it is not off them already. Its client has
@@ -217,8 +217,8 @@ class OpenRequests:
         entry = self._entries.get(request) or self._closing
         if entry is not None and entry.request == request:
             self._close(entry, Cause.INTERNAL, None, now)
-            self._closing = None
             entry.notify()
+            self._closing = None
 
     def tell_failure(self, request: int) -> None:
         """Handling something for this request failed, perhaps in the middle of its end: its client is told now, unless

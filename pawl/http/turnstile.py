@@ -49,10 +49,10 @@ class Turnstile:
             mine: asyncio.Future[int] = loop.create_future()
             self._waiting.append(mine)
             return await mine
-        self._left -= 1
         if not self._counting:
-            self._counting = True
             loop.call_soon(self._next)
+            self._counting = True
+        self._left -= 1
         return self._round
 
     async def rest(self, took: float) -> None:

@@ -73,3 +73,18 @@ def test_news_that_fail_half_way_are_heard_again(world: World, monkeypatch: pyte
     ticket = world.gateway.ask(GetState(), world.answers.append, 5.0)
     world.context.deliver(Reply(ticket, True))
     assert [reply.ok for reply in world.answers] == [True]
+
+
+def test_who_watches_an_end_hears_of_it_though_the_first_time_failed(world: World) -> None:
+    heard: list[str] = []
+
+    def hears() -> None:
+        heard.append("told")
+        if len(heard) == 1:
+            raise MemoryError
+
+    (request,), _ = world.open(submit("a"))
+    assert world.gateway.when_ended(request, hears)
+    world.output(request, end=done())
+    assert heard == ["told", "told"]
+    world.gateway.check()
