@@ -147,7 +147,6 @@ class Replay:
             raise
         except Exception as error:  # it may be anything
             raise Impossible(0, error) from error
-        run._made.clear()
         run.feed(first)
         return run
 

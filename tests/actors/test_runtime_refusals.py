@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pawl.actors import placement
+from pawl.actors.codec import make_codec
 from pawl.actors.control_row import not_a_question
 from pawl.actors.expert_recorder import ExpertRecorder, WrongState
 from pawl.actors.gathering import _merged
@@ -171,8 +172,9 @@ def test_names_of_one_of_several_are_told_from_those_of_the_only_one() -> None:
     assert not any(map(is_behind_router, ("scheduler", "gateway", "router", "gateway.3")))
 
 
-def test_a_message_that_an_actor_does_not_accept_is_a_dead_letter_in_a_simulation_too() -> None:
-    system = SimulatedSystem(Fair())
+@pytest.mark.parametrize("codec", [None, make_codec])
+def test_a_message_that_an_actor_does_not_accept_is_a_dead_letter_in_a_simulation_too(codec: Any) -> None:
+    system = SimulatedSystem(Fair(), make_codec=codec)
     system.spawn(Scribe(Journal()), "a")
     system.start()
     assert not system.send("a", Beat())
