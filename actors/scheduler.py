@@ -152,7 +152,7 @@ class Scheduler(Actor):
             return False
         self.told_of(error, message=type(asked).__name__)
         if isinstance(asked, Abort):  # of requests that are still to come: nothing is half done
-            asked.apply(self.intake, self.context.now())
+            self.intake.deliver(asked, self.context.now())
         elif not only_looks:
             self._recover(self.context.now())
         self._askers.failed(message if isinstance(message, Ask) else None, self.intake.owed, FAILED_ORDER)

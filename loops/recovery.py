@@ -37,6 +37,8 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
     if launching is not None:
         # Its plan is whole, and its record may be half there.
         loop.journal.planned(launching.batch, launching.rows, launching.admitted, table, now)
+        for info in map(table.info, launching.admitted):
+            info.admitted = now if info.admitted is None else info.admitted
         if not loop.in_flight or loop.in_flight[-1] is not launching:
             loop.in_flight.append(launching)
     interrupted = requests.interrupted()

@@ -163,12 +163,16 @@ class Connection(HttpToolsProtocol):
     # ---- what asyncio and the parser tell ----
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self._limits.most + RESERVE // 2:
-            self._limits.count("connections", time.monotonic())
-            transport.abort()
-            return
-        self._expect_head()
+        try:
+            super().connection_made(transport)
+            if len(self.connections) > self._limits.most + RESERVE // 2:
+                self._limits.count("connections", time.monotonic())
+                transport.abort()
+                return
+            self._expect_head()
+        except Exception:
+            transport.abort()  # nobody would look at it
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pawl
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
-from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
+from pawl.actors.messages.links import FromLinker, LinkAgain
+from pawl.actors.messages.replicas import Parted, ReplicaFailed, ReplicaUp
 from pawl.actors.open_requests import HTTP_INTERNAL
 from pawl.actors.runtime.actor import Down
 from pawl.actors.runtime.receiver import Phase
@@ -60,7 +61,7 @@ UNWATCHED = ("memory/prefix/events.py",)
 """What looks on in tests."""
 HANDLERS = (SimulatedCell._handle, SimulatedCell._settle)
 """What happens outside of these is set up, torn down or checked."""
-OF_REPLICAS = (ReplicaUp, ReplicaFailed, Down)
+OF_REPLICAS = (ReplicaUp, ReplicaFailed, Parted, Down, LinkAgain, *get_args(FromLinker))
 """Replicas that come and go do so for nobody's request: what fails there is a failure of the engine."""
 MISSED = "does not know"
 """So ends what is told of replicas that differ: one that has failed at an order, as its sender is told, does."""
