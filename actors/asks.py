@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -90,12 +91,14 @@ class Asks:
         return self._pending.pop(ticket)
 
     def _tell(self, ask: PendingAsk, reply: Reply) -> None:
-        """What fails at the answer is told so: who asked must not wait for ever."""
+        """What fails at the answer is told so: who asked must not wait for ever. Who cannot take that either is the
+        only one who misses it."""
         try:
             ask.answer(reply)
         except Exception as error:
             self._actor.told_of(error, ticket=reply.ticket)
-            ask.answer(Reply(reply.ticket, False, FAILED_ORDER))
+            with suppress(Exception):
+                ask.answer(Reply(reply.ticket, False, FAILED_ORDER))
 
     def waits(self, ticket: int) -> bool:
         """Whether nobody has answered yet."""
