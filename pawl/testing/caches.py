@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
@@ -15,6 +16,15 @@ Report: TypeAlias = Callable[[str, str], None]
 Key: TypeAlias = tuple[int, int]
 TOP = -1
 """In place of the page before the first one."""
+
+
+class Wrong(Exception):
+    """A cache is not as it is stated."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.property = name
+        self.text = text
 
 
 @dataclass(slots=True)
@@ -56,7 +66,9 @@ class CacheAsStated:
     name: ClassVar[str] = "cache_as_stated"
 
     def __init__(self, eviction: str, page_size: int, report: Report, *, exact: bool) -> None:
-        """`exact`: all that is cached can be found."""
+        """`report` hears of what is wrong first; what follows from that is not judged. `exact`: all that is cached can
+        be found."""
+        self._failed = False
         self._key = LEAVES[eviction]
         self._page_size = page_size
         self._report = report
@@ -67,6 +79,17 @@ class CacheAsStated:
         """By identity: what is held."""
         self._num_unheld = 0
         self._now = 0
+
+    def judge(self, cache: Any, call: Callable[[], None]) -> None:
+        """What a call says, and what the cache counts after it."""
+        if self._failed:
+            return
+        try:
+            call()
+            self._count(cache)
+        except Wrong as wrong:
+            self._failed = True
+            self._report(wrong.property, wrong.text)
 
     def matched(self, hold: Hold, tokens: Int32s, namespace: str, priority: int) -> None:
         """A request has found this."""
@@ -129,27 +152,26 @@ class CacheAsStated:
         known = [self._pages[page] for page in pages if page in self._pages]
         if len(known) < len(pages) or any(page.num_holders for page in known):
             self._fail(f"of pages {pages}, which left, one is held or was not there")
-            return
+        if any(page.place[1] in pages and number not in pages for number, page in self._pages.items()):
+            self._fail(f"pages {pages} left before those that go on from them")
         if len(pages) < min(wanted, self._num_unheld):
             self._fail(f"{len(pages)} pages left where {wanted} were wanted and {self._num_unheld} might")
         newest = max((page.fence for page in known), default=0)
         if gone.fence < newest:
-            self._report("no_reuse_before_fence", f"pages {pages} left behind step {gone.fence}, not {newest}")
+            raise Wrong("no_reuse_before_fence", f"pages {pages} left behind step {gone.fence}, not {newest}")
         stayed = {page: key for page, key in leaves.items() if page not in pages}
         next_one = min(stayed, key=stayed.__getitem__, default=None)
         if next_one is not None and any(self._key(page) > stayed[next_one] for page in known):
             self._fail(f"pages {pages} left before page {next_one}, whose turn it was")
         for number, page in zip(pages, known, strict=True):
             self._forget(number, page)
-        if any(page.place[1] in pages for page in self._pages.values()):
-            self._fail(f"pages {pages} left before those that go on from them")
 
     @property
     def num_pages(self) -> int:
         """That are cached."""
         return len(self._pages)
 
-    def count(self, cache: Any) -> None:
+    def _count(self, cache: Any) -> None:
         """The cache counts its pages, those that nobody holds and the others."""
         mine, told = (self._num_unheld, self.num_pages - self._num_unheld), (cache.evictable, cache.held)
         if mine != told:
@@ -194,8 +216,8 @@ class CacheAsStated:
                 page.used = self._now
                 self._num_unheld += 1
 
-    def _fail(self, text: str) -> None:
-        self._report(self.name, text)
+    def _fail(self, text: str) -> NoReturn:
+        raise Wrong(self.name, text)
 
 
 class _Watched:
@@ -207,34 +229,30 @@ class _Watched:
 
     def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> Hold:
         hold: Hold = self.own.match_and_hold(self, tokens, namespace, priority)
-        self.books.matched(hold, tokens, namespace, priority)
-        self.books.count(self)
+        self.books.judge(self, partial(self.books.matched, hold, tokens, namespace, priority))
         return hold
 
     def insert(
         self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
     ) -> Insertion:
         done: Insertion = self.own.insert(self, tokens, pages, namespace, hold, fence, priority)
-        self.books.inserted(done, (tokens, pages, namespace), hold, fence, priority)
-        self.books.count(self)
+        offered = tokens, pages, namespace
+        self.books.judge(self, partial(self.books.inserted, done, offered, hold, fence, priority))
         return done
 
     def release(self, hold: Hold, fence: int, used: bool = True) -> None:
         self.own.release(self, hold, fence, used)
-        self.books.released(hold, fence, used=used)
-        self.books.count(self)
+        self.books.judge(self, partial(self.books.released, hold, fence, used=used))
 
     def evict(self, count: int) -> Eviction:
         leaves = self.books.leaves()
         gone: Eviction = self.own.evict(self, count)
-        self.books.evicted(gone, count, leaves)
-        self.books.count(self)
+        self.books.judge(self, partial(self.books.evicted, gone, count, leaves))
         return gone
 
     def reset(self) -> Eviction:
         gone: Eviction = self.own.reset(self)
-        self.books.evicted(gone, self.books.num_pages, {})
-        self.books.count(self)
+        self.books.judge(self, partial(self.books.evicted, gone, self.books.num_pages, {}))
         return gone
 
 

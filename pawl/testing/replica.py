@@ -125,6 +125,7 @@ class SimulatedReplica:
         self._model = model
         self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None
         self._num_judged = 0
+        self._wrong_of_cache: list[tuple[str, str]] = []
 
     def _behind_ranks(self, system: SimulatedSystem, shape: Shape, model: Model, host: RankHost | None) -> Any:
         """What the worker drives: the runner itself, or a group of two that are told the same."""
@@ -148,7 +149,7 @@ class SimulatedReplica:
         cache, config = self.scheduler.loop.memory.cache, self.scheduler.config
         if KINDS[config.cache].ordered and not isinstance(cache, Checked):
             exact = not isinstance(cache, SlidingCache)
-            watch_cache(cache, config.eviction, lambda name, text: report(name, text, None), exact=exact)
+            watch_cache(cache, config.eviction, lambda *wrong: self._wrong_of_cache.append(wrong), exact=exact)
 
     def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
         try:
@@ -179,6 +180,9 @@ class SimulatedReplica:
         for each in self.monitor.properties:
             if each.unjudged:
                 raise PropertyFailed(each.name, each.unjudged)
+        # Last, as a trace shows what comes of it: a recorded run must fail as it did.
+        for name, text in self._wrong_of_cache:
+            raise PropertyFailed(name, text)
         self._judge_the_rest()
 
     def _judge_the_rest(self) -> None:

@@ -29,8 +29,8 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 class Prophet(Drafter):
-    """Drafts the tokens that the ghost will say, the first `right` of each draft; None: as many as chance has it. What
-    follows them is wrong."""
+    """Drafts the tokens that the ghost will say, the first `right` of each draft, in every step; None: as many as
+    chance has it, and a pause after none. What follows is wrong."""
 
     def __init__(self, drafter: Drafter, right: int | None, seed: int) -> None:
         super().__init__(drafter.table, drafter.config, most=drafter.most)
@@ -39,7 +39,8 @@ class Prophet(Drafter):
 
     def draft(self, rows: Indices, starts: Int32s) -> Drafts | None:
         self.table.draft_length[rows] = self.config.num_speculative_tokens
-        self.table.draft_from[rows] = 0
+        if self._right is not None:
+            self.table.draft_from[rows] = 0
         return super().draft(rows, starts)
 
     def _continuation(self, text: Int32s, count: int) -> Int32s:

@@ -10,7 +10,7 @@ from pawl.actors.messages.execution import Execute
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.pct import PCT
-from pawl.testing import Workload
+from pawl.testing import Arrival, Workload
 from pawl.testing.cluster import Cluster, cluster
 from pawl.testing.replica import quick_properties
 
@@ -46,7 +46,8 @@ def test_some_workloads_are_drawn_encoded() -> None:
 
 
 def test_in_an_encoded_run_nobody_gets_the_senders_own_arrays() -> None:
-    _, delivered = run(msgspec.structs.replace(Workload.random(1), encoded=True), 1)
+    workload = Workload(arrivals=(Arrival(prompt=(97, 98), max_new_tokens=3),), encoded=True)
+    _, delivered = run(workload, 1)
     batches = [message.batch for _, message in delivered if isinstance(message, Execute)]
     assert batches
     assert not any(batch.slots.flags.writeable for batch in batches)

@@ -30,7 +30,7 @@ from tests.mutants.places import place_of
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 CARRIED_OVER = {
     "evicted_before_the_fence": "no_reuse_before_fence",
-    "freed_while_the_cache_has_it": "single_owner",
+    "freed_while_the_cache_has_it": "conservation",
     "worker_not_told_of_replaced_pages": "conservation",
     "salt_is_ignored": "namespace_isolation",
     "the_oldest_gives_way": "admission_is_monotone",
