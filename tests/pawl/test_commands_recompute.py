@@ -101,7 +101,7 @@ def forge(records: list[Record], what: str) -> tuple[list[Record], int, int]:
             return (
                 [*records[:at], changed, *records[at + 1 :]],
                 int(history.request[row]),
-                int(history.num_tokens[row]) - 1,
+                history.known(row) - 1,
             )
         if what == "log-probability" and record.scores is not None:
             chosen = float32s(record.scores.chosen).copy()
