@@ -53,7 +53,7 @@ def _with_replicas(source: Source, made: Shape, fixed: dict[str, Any]) -> Shape:
         several |= {"scale_at": source.pick((0, 0, 1, 2)), "scale_up_s": 0.01, "scale_down_s": source.pick((0.05, 0.5))}
     several |= {name: value for name, value in fixed.items() if name in several}
     if fixed.get("prefillers"):
-        several |= {"max_replicas": 0, "scale_at": 0}
+        several |= {name: 0 for name in ("max_replicas", "scale_at") if name not in fixed}
     given = msgspec.structs.asdict(made) | several
     return Shape(**drawn(server.OF_REPLICAS, source, given, frozenset(several) | frozenset(fixed)))
 

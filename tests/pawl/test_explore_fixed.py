@@ -113,6 +113,9 @@ def test_what_cannot_be_had_together_is_refused_in_one_line(
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
     assert line in told[0]
+    for seed in range(60):  # whatever kind of workload comes first
+        with pytest.raises(UsageError, match=line):
+            workload_of(task_with(flags, seed, 0.0), seed)
 
 
 def test_a_scenario_of_a_server_that_cannot_be_is_refused(tmp_path: Path) -> None:
