@@ -15,6 +15,7 @@ from pawl.actors.text.invalid import quoted
 from pawl.actors.unread import MOST_UNREAD
 from pawl.lifecycle.numbers import numbers_from
 from pawl.lifecycle.states import Cause
+from pawl.loops.recovery import FAILED
 
 log = structlog.get_logger(__name__)
 
@@ -229,7 +230,7 @@ class OpenRequests:
         entry.failed = True
         if entry.sink is not None:
             sink, entry.sink = entry.sink, None
-            sink.refused(Refused(request, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
+            sink.refused(Refused(request, Cause.INTERNAL, FAILED, HTTP_INTERNAL))
 
     def _find(self, request: int, kind: str) -> Entry | None:
         """The entry that a message is for. There should be one: a message of this `kind` for a request that has ended,

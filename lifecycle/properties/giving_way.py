@@ -106,7 +106,7 @@ class AdmissionIsMonotone(Property):
     def _overtaken(self, history: History) -> Iterator[Violation]:
         """Who decodes and has no place in a step in which a younger one takes a page for its next token."""
         step, ranks = history.step, self._ranks
-        left_out = history.working[: history.num_rows].copy()
+        left_out = history.working.copy()
         left_out[step.rows] = False
         rows = np.flatnonzero(left_out)
         if not len(rows):

@@ -121,7 +121,7 @@ class History(Dispatch):
     @property
     def num_working(self) -> int:
         """Requests at work."""
-        return self.working[: self.num_rows].tobytes().count(1)
+        return self.working.tobytes().count(1)
 
     def known(self, row: int) -> int:
         """Known tokens of a row: prompt and committed output."""

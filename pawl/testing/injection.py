@@ -33,7 +33,7 @@ from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure
 from pawl.lifecycle.states import Cause
-from pawl.loops.recovery import FAILED_ORDER
+from pawl.loops.recovery import FAILED, FAILED_ORDER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer, Undo
 from pawl.testing.cluster import Cluster, system_of
@@ -175,7 +175,7 @@ class InjectedDesk(FrontDesk):
         match message:
             case Arrive(index):
                 for client in self.calls[index]:
-                    client.refused(Refused(0, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
+                    client.refused(Refused(0, Cause.INTERNAL, FAILED, HTTP_INTERNAL))
             case Leave(index):
                 client = self.clients[index]
                 entry = self.requests.get(client.request or 0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,16 @@ def test_who_roams_runs_where_the_message_was_read_and_others_in_their_own_threa
 
 def is_parked(linked: LinkedSystems, name: str) -> bool:
     return linked.home(name).find(name).mailbox._parked  # type: ignore[union-attr]
+
+
+def woken_by_a_visitor(system: LocalSystem, name: str) -> Any:
+    """Who runs this actor: the one that a message, read by a visitor who leaves, has woken."""
+    wait_for(lambda: system._cells[name].mailbox._parked)
+    visitor.may_run = True
+    system.send(name, Number(0))
+    woken = visitor.leave()
+    assert woken is not None
+    return woken
 
 
 def test_nobody_waits_for_handlers_that_take_their_time(linked: LinkedSystems) -> None:
@@ -151,12 +162,7 @@ def test_a_timer_that_is_set_on_a_visit_comes_though_nobody_else_does() -> None:
     actor.roams = True
     system.spawn(actor, "clock")
     system.start()
-    wait_for(lambda: system._cells["clock"].mailbox._parked)
-    visitor.may_run = True
-    system.send("clock", Number(0))
-    woken = visitor.leave()
-    assert woken is not None
-    woken.visit()
+    woken_by_a_visitor(system, "clock").visit()
     assert done.wait(GENEROUS_S)
     assert system.stop(timeout_s=GENEROUS_S) == ()
 
@@ -217,11 +223,7 @@ def test_who_breaks_off_a_visit_hears_so_and_the_actor_has_ended() -> None:
     actor.roams = True
     system.spawn(actor, "broken")
     system.start()
-    wait_for(lambda: system._cells["broken"].mailbox._parked)
-    visitor.may_run = True
-    system.send("broken", Number(0))
-    woken = visitor.leave()
-    assert woken is not None
+    woken = woken_by_a_visitor(system, "broken")
     with pytest.raises(Broken):
         woken.visit()
     cell = system._cells["broken"]

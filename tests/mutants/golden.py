@@ -13,6 +13,7 @@ import argparse
 import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from itertools import count, zip_longest
 from pathlib import Path
 from random import Random
@@ -170,6 +171,7 @@ def _mark(lines: Iterator[str]) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=4).hexdigest()
 
 
+@cache
 def kept() -> dict[str, list[str]]:
     """What `golden.txt` holds, by the name of the mutant."""
     rows = (line.split() for line in FILE.read_text().splitlines() if not line.startswith("#"))
