@@ -148,10 +148,12 @@ class Scheduler(Actor):
             return True
         asked = message.message if isinstance(message, Ask) else message
         only_looks = asked is not message and not isinstance(asked, Order)
-        if not only_looks and not isinstance(asked, Abort) and not self.survives():
+        # Nothing is half done of requests that are still to come. Of one that has just ended something may be.
+        again = isinstance(asked, Abort) and not self.loop.requests.touched_others
+        if not (only_looks or again or self.survives()):
             return False
         self.told_of(error, message=type(asked).__name__)
-        if isinstance(asked, Abort):  # of requests that are still to come: nothing is half done
+        if again:
             self.intake.deliver(asked, self.context.now())
         elif not only_looks:
             self._recover(self.context.now())
@@ -343,7 +345,6 @@ class Scheduler(Actor):
 
     def _beat(self, now: float) -> None:
         """Tell the watchdog that messages are handled here, and how long the worker has been at its step."""
-        oldest = min(self._launched_at.values(), default=None)
-        age_s = None if oldest is None else now - oldest
+        age_s = now - min(self._launched_at.values()) if self._launched_at else None
         self._send(self._names.watchdog, Heartbeat(age_s), Lane.CONTROL)
         self.context.after(HEARTBEAT_S, HeartbeatDue())

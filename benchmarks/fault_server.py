@@ -21,7 +21,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 from pawl.actors.runtime.cell import Cell
-from pawl.testing.injection import ROOM, SECRET, Place, lines_that_raise
+from pawl.testing.injection import SECRET, Place
+from pawl.testing.lines import ROOM, lines_that_raise
 
 WATCHED = (
     "actors/",

@@ -96,6 +96,8 @@ class Journal:
         self._num_admitted = 0
         self._planned: StepBatch | None = None
         """The step whose plan was recorded last."""
+        self._rolled_back = 0
+        """The step that was recorded last as rolled back."""
         self._checkpoint_bytes = checkpoint_bytes if self.recording else 0
         self._num_bytes = 0
         """Since the last checkpoint, about."""
@@ -285,8 +287,11 @@ class Journal:
             self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts, scores, embedded))
 
     def rolled_back(self, step: int, reason: str, now: float, *, digest: int, blameless: bool = False) -> None:
-        """The newest step in flight was undone; memory has this digest after that."""
-        self._emit(StepRolledBack(step, reason, now, blameless))
+        """The newest step in flight was undone; memory has this digest after that. Where that failed half-way it can be
+        done again."""
+        if self._rolled_back != step:
+            self._emit(StepRolledBack(step, reason, now, blameless))
+            self._rolled_back = step
         self._emit(Digest(step, digest))
 
     def delivered(self, order: msgspec.Struct, number: int, now: float) -> None:

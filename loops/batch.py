@@ -6,6 +6,7 @@ Segments of decoding requests come as one array and stay one; prefill segments a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -84,6 +85,11 @@ class ScheduledBatch(NamedTuple):
         infos = [table.info(row) for row in self.admitted if row not in left]
         return sum(info.num_cached for info in infos if not info.num_retractions)
 
+    def at_work(self, table: RequestTable) -> list[int]:
+        """Rows whose requests have not left since."""
+        rows: list[int] = self.rows[table.attempt[self.rows] == self.attempts].tolist()
+        return rows
+
     def left_without_answer(self, result: StepResult, table: RequestTable) -> list[tuple[int, Cause]]:
         """Rows that still want the tokens they sampled, or the vector of the prompt that ends here, and did not get it
         all, each with why."""
@@ -132,12 +138,27 @@ class Applied(NamedTuple):
     """Positions of each segment that are committed, [segments]."""
 
 
-class GaveWay(NamedTuple):
+@dataclass(slots=True)
+class GaveWay:
     """A row that was asked to give its memory to others, as it was before."""
 
     row: int
     state: State
     attempt: int
+    recorded: bool = False
+    """That it has."""
+
+
+@dataclass(slots=True)
+class LostStep:
+    """The oldest step in flight, which the worker lost, until all is done that follows from it."""
+
+    rows: list[int]
+    """Its requests that were still at work; empty where it counts for nobody."""
+    reason: str
+    blameless: bool
+    num_blamed: int = 0
+    """The first of `rows` that have a strike for it."""
 
 
 class BatchBuilder:

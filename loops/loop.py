@@ -22,7 +22,7 @@ from pawl.lifecycle.machines.serving import SERVING, Serving
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Bools, StepResult
-from pawl.loops.batch import Applied, BatchBuilder, ScheduledBatch
+from pawl.loops.batch import Applied, BatchBuilder, LostStep, ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
@@ -31,7 +31,7 @@ from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
 from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
-from pawl.loops.recovery import lose_runner, plan_failed, undo_plan
+from pawl.loops.recovery import lose_runner, plan_failed, undo_newest, undo_plan
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, apply_runs
 from pawl.loops.scores import embedded_of, scores_of
@@ -80,6 +80,9 @@ class Loop:
         """Steps that are recorded as planned and not as committed, oldest first."""
         self.committed: ScheduledBatch | None = None
         """The step that is recorded as committed last."""
+        self.lost: LostStep | None = None
+        self.rolled_back: ScheduledBatch | None = None
+        """The step that is recorded as rolled back last."""
         self.planning: BatchBuilder | None = None
         """The step that is being planned, until it is in flight."""
         self.launching: ScheduledBatch | None = None
@@ -187,21 +190,17 @@ class Loop:
         """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
         have, except those that were part of too many lost steps. One that is `blameless` counts for nobody."""
         self.limits.ready_at = now
-        lost = self.in_flight.popleft() if self.in_flight else None
-        if lost is None or lost.step != step:
+        if not self.in_flight or self.in_flight[0].step != step:
             raise AssertionError(f"step {step} failed, but it is not the oldest in flight")
-        for scheduled in reversed([lost, *self.in_flight]):
-            self.counters.cached_tokens -= scheduled.first_hits(self.table)  # they are admitted again
-            self.memory.ledger.abort(scheduled.transaction)
-            self.journal.rolled_back(scheduled.step, reason, now, digest=self.memory.digest(), blameless=blameless)
-            self.counters.steps_lost += 1
+        self.lost = LostStep([] if blameless else self.in_flight[0].at_work(self.table), reason, blameless)
+        while self.in_flight:
+            undo_newest(self, now)
+            self.in_flight.pop()
             self.glance()
-        self.in_flight.clear()
         self.limits.times.lost()
-        blamed = lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist()
-        for row in () if blameless else blamed:
-            self.requests.strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
+        self.requests.blame(self.lost, now)
         lose_runner(self, now)
+        self.lost = None
 
     # ---- plan and launch, in parts ----
 

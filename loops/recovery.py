@@ -56,17 +56,18 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
         info = table.info(row)
         if info.first_token is None and len(table.output(row)):  # drawn in the step that failed on its way
             info.first_token = now
-        if row in restored:
-            table.undo(row, State.QUEUED)
-            table.attempt[row] += 1
-            if info.num_retractions == info.num_resumed:  # it was its first admission, which gives no rank
-                table.order[row] = NOT_ADMITTED
-        elif not _complete(loop, row, culprit, now):
+        if row not in restored and not _complete(loop, row, culprit, now):
             source = table.state_of(row)
             table.move(row, Event.RETRACT, Cause.STEP_LOST)
             table.attempt[row] += 1
             table.info(row).num_retractions += 1
             requests.retracted(row, source, Cause.STEP_LOST, now)
+    for row in restored:
+        table.undo(row, State.QUEUED)
+        table.attempt[row] += 1
+        info = table.info(row)
+        if info.num_retractions == info.num_resumed:  # it was its first admission, which gives no rank
+            table.order[row] = NOT_ADMITTED
     loop.planning = loop.launching = None
     loop.limits.ready_at = now
     # After what they owned is recorded as given back.
@@ -76,10 +77,13 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
     table.free_rest()
     if culprit is not None:
         requests.leave(culprit, Event.ABORT, Cause.INTERNAL, now, message=FAILED)
-    else:
+    if loop.lost is not None and loop.lost.rows:
+        requests.blame(loop.lost, now)
+    elif culprit is None:
         for row in running:
             if table.infos[row] is not None:
                 requests.strike(row, Cause.INTERNAL, FAILED, now)
+    loop.lost = None
 
 
 def contained(loop: Loop, request: int, failure: str, now: float) -> None:
@@ -106,6 +110,20 @@ def lose_pages(loop: Loop, now: float) -> None:
         companion.lost(now)
     loop.memory.flush()
     loop.memory.take_replaced()
+
+
+def undo_newest(loop: Loop, now: float) -> None:
+    """The newest step in flight is rolled back, as the oldest one was lost; it is to be taken out of those in flight.
+    Where that fails half-way, what is not recorded can be recorded again."""
+    lost, scheduled, counters = loop.lost, loop.in_flight[-1], loop.counters
+    assert lost is not None
+    cached_tokens, steps_lost = counters.cached_tokens - scheduled.first_hits(loop.table), counters.steps_lost + 1
+    loop.memory.ledger.abort(scheduled.transaction)
+    digest = loop.memory.digest()
+    loop.journal.rolled_back(scheduled.step, lost.reason, now, digest=digest, blameless=lost.blameless)
+    counters.cached_tokens = cached_tokens  # who is admitted again finds it again
+    counters.steps_lost = steps_lost
+    loop.rolled_back = scheduled
 
 
 def undo_plan(loop: Loop, builder: BatchBuilder, error: Exception) -> None:
@@ -158,18 +176,25 @@ def _undone(loop: Loop, failure: str, now: float) -> set[int]:
         restored.update(planning.admitted)
         if planning.trying is not None:
             restored.add(planning.trying)
-        for row, source, _ in planning.retracted:  # begun, and recorded nowhere
-            if row in restored:
-                table.undo(row, State.QUEUED)
-            restored.discard(row)
-            loop.requests.unmove(row, source)
+        for each in planning.retracted:
+            if each.recorded:
+                continue
+            if each.row in restored:
+                table.undo(each.row, State.QUEUED)
+            restored.discard(each.row)
+            loop.requests.unmove(each.row, each.state)
     if loop.in_flight and loop.in_flight[0] is loop.committed:
         loop.in_flight.popleft()
+    if loop.in_flight and loop.in_flight[-1] is loop.rolled_back:
+        loop.in_flight.pop()
+    blameless = False
+    if loop.lost is not None:
+        failure, blameless = loop.lost.reason, loop.lost.blameless
     digest = loop.memory.digest()
     for scheduled in reversed(loop.in_flight):
         if scheduled is not loop.launching:  # which is not counted yet
             loop.counters.cached_tokens -= scheduled.first_hits(table)
-        loop.journal.rolled_back(scheduled.step, failure, now, digest=digest)
+        loop.journal.rolled_back(scheduled.step, failure, now, digest=digest, blameless=blameless)
         loop.counters.steps_lost += 1
         attempts = dict(zip(scheduled.rows.tolist(), scheduled.attempts.tolist(), strict=True))
         restored.update(row for row in scheduled.admitted if table.attempt[row] == attempts[row])

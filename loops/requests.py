@@ -18,7 +18,7 @@ from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.batch import GaveWay
+from pawl.loops.batch import GaveWay, LostStep
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects, Ending
 from pawl.loops.queues import Queues
@@ -235,17 +235,14 @@ class Requests:
         self.journal.moved(row, self.table.info(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
         counters.retractions = retractions
 
-    def gave_way(self, begun: list[GaveWay], cause: Cause, now: float) -> None:
-        """Record whom planning took the memory away from, or was about to."""
-        while begun:
-            each = begun.pop(0)
-            if self.table.attempt[each.row] == each.attempt:  # planning failed before it came to that
-                continue
-            try:
+    def gave_way(self, begun: Sequence[GaveWay], cause: Cause, now: float) -> None:
+        """Record whom planning took the memory away from, or was about to. Where that fails on its way, those that are
+        recorded say so."""
+        for each in begun:
+            # Planning may have failed before it came to that.
+            if not each.recorded and self.table.attempt[each.row] != each.attempt:
                 self.retracted(each.row, each.state, cause, now)
-            except Exception:
-                begun.insert(0, each)
-                raise
+                each.recorded = True
 
     def strike(self, row: int, cause: Cause, message: str, now: float) -> None:
         """The request was part of something that went wrong; too often, and it ends."""
@@ -253,6 +250,21 @@ class Requests:
         info.strikes += 1
         if info.strikes >= MAX_STRIKES:
             self.leave(row, Event.ABORT, cause, now, message=message)
+
+    def blame(self, lost: LostStep, now: float) -> None:
+        """Each request that was part of a lost step has a strike. Where that fails on its way, it is gone on with."""
+        infos = self.table.infos
+        for row in lost.rows[lost.num_blamed :]:
+            info, num_blamed = infos[row], lost.num_blamed + 1
+            if info is not None:
+                strikes = info.strikes + 1
+                info.strikes = strikes
+            lost.num_blamed = num_blamed
+        for row in lost.rows:
+            info = infos[row]
+            if info is not None and info.strikes >= MAX_STRIKES:
+                message = f"the worker failed: {lost.reason}"
+                self.leave(row, Event.ABORT, Cause.WORKER_LOST, now, message=message)
 
     def leave(
         self,

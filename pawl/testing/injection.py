@@ -9,17 +9,13 @@ all books are empty at rest, every property of the records holds, and no actor i
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, get_args
 
-import pawl
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
 from pawl.actors.messages.links import FromLinker, LinkAgain
@@ -29,36 +25,23 @@ from pawl.actors.runtime.actor import Down
 from pawl.actors.runtime.receiver import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
+from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure
+from pawl.lifecycle.records import Record, StepPlanned, StepRolledBack, Submitted, int32s
 from pawl.lifecycle.states import Cause
 from pawl.loops.recovery import FAILED, FAILED_ORDER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer, Undo
-from pawl.testing.cluster import Cluster, system_of
+from pawl.testing.cluster import NO_FAULTS, Cluster, system_of
 from pawl.testing.expectations import PropertyFailed
+from pawl.testing.lines import lines_that_raise, watched
 from pawl.testing.models import GHOST
 from pawl.testing.replica import raise_first, record_properties
 from pawl.testing.routing import WatchedRouter
 from pawl.testing.workload import Arrival, Workload
 
-ROOM = Path(pawl.__file__).parent
-WATCHED = (
-    *("actors/scheduler.py", "actors/step_report.py", "actors/worker.py", "actors/recorder.py", "actors/tokenizer.py"),
-    *("actors/gateway.py", "actors/open_requests.py", "actors/detokenizer.py", "actors/text/stream.py"),
-    *("actors/control/state.py", "actors/tiers/", "actors/storage.py", "actors/grammar.py"),
-    *("actors/stager.py", "actors/weight_client.py", "actors/memory_client.py", "actors/turns.py"),
-    *("actors/weight_groups.py", "actors/adapter_client.py", "actors/askers.py", "actors/turn_timer.py"),
-    *("actors/expert_recorder.py", "actors/router.py", "actors/routed.py", "actors/placement.py"),
-    *("actors/prefill_desk.py", "actors/replica_asks.py", "actors/gathering.py", "actors/asks.py"),
-    *("actors/known_replicas.py", "actors/answer_traces.py", "actors/sink.py", "actors/unread.py"),
-    *("actors/adapter_names.py", "actors/step_measures.py", "actors/weight_questions.py"),
-    *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
-)
-"""Files and folders whose lines may raise."""
-UNWATCHED = ("memory/prefix/events.py",)
-"""What looks on in tests."""
 HANDLERS = (SimulatedCell._handle, SimulatedCell._settle)
 """What happens outside of these is set up, torn down or checked."""
 OF_REPLICAS = (ReplicaUp, ReplicaFailed, Parted, Down, LinkAgain, *get_args(FromLinker))
@@ -212,14 +195,19 @@ class InjectedCluster(Cluster):
 
     def at_rest(self) -> None:
         super().at_rest()
-        if len(self._calls_lost()) > 1:
+        struck = set().union(*(_struck(replica.trace.records) for replica in self.replicas))
+        if len(self._calls_lost(struck)) > 1:
             lost = self.ended_internally()
             raise PropertyFailed("fault_isolation", f"one failure ended requests {lost}", lost[0])
 
-    def _calls_lost(self) -> list[int]:
-        """Calls of clients that were told of a failure: who sends several requests in one may lose them all."""
-        calls = self.desk.calls.values()
-        return [index for index, clients in enumerate(calls) if any(map(_internal, clients))]
+    def _calls_lost(self, struck: Set[int]) -> list[int]:
+        """Calls of clients that were told of a failure: who sends several requests in one may lose them all. Those are
+        left out that were `struck` before: whoever is part of two failures ends, whosever the second one is."""
+        return [
+            index
+            for index, clients in enumerate(self.desk.calls.values())
+            if any(_internal(client) and client.request not in struck for client in clients)
+        ]
 
     def ended_internally(self) -> list[int]:
         """Requests whose clients were told of a failure of the server."""
@@ -233,68 +221,43 @@ def _is_injected(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _struck(records: Sequence[Record]) -> set[int]:
+    """Requests that were in flight when the worker lost a step."""
+    struck, request_of, planned = set[int](), dict[int, int](), dict[int, list[int]]()
+    for record in records:
+        match record:
+            case Submitted():
+                request_of[record.row] = record.request
+            case StepPlanned():
+                planned[record.step] = [request_of[row] for row in int32s(record.rows).tolist()]
+            case StepRolledBack() if not record.blameless:
+                struck.update(planned[record.step])
+    return struck
+
+
 def _internal(client: Client) -> bool:
     ends = (client.refusal, client.done)
     return any(end is not None and end.cause is Cause.INTERNAL for end in ends)
 
 
-def injected_cluster(workload: Workload, source: Strategy) -> InjectedCluster:
+def injected_cluster(workload: Workload, source: Strategy, faults: Faults = NO_FAULTS) -> InjectedCluster:
     """The engine that serves `workload`."""
-    return InjectedCluster(system_of(workload, source), workload, record_properties, GHOST)
+    return InjectedCluster(system_of(workload, source, faults), workload, record_properties, GHOST)
 
 
-@cache
-def _watched(file: str) -> str | None:
-    """This file below the package, where its lines may raise."""
-    path = Path(file)
-    below = path.relative_to(ROOM).as_posix() if path.is_relative_to(ROOM) else ""
-    return below if below.startswith(WATCHED) and below not in UNWATCHED else None
-
-
-@cache
-def lines_that_raise(code: CodeType) -> frozenset[int]:
-    """Lines of a function that do more than to move what is at hand: the others cannot fail."""
-    lines, line = set(), code.co_firstlineno
-    for instruction in dis.get_instructions(code):
-        line = instruction.starts_line or line
-        if instruction.opname not in _MOVES:
-            lines.add(line)
-    return frozenset(lines)
-
-
-_MOVES = frozenset(
-    {
-        "RESUME",
-        "NOP",
-        "LOAD_DEREF",
-        "POP_JUMP_FORWARD_IF_FALSE",
-        "POP_JUMP_FORWARD_IF_TRUE",
-        "POP_JUMP_FORWARD_IF_NONE",
-        "POP_JUMP_FORWARD_IF_NOT_NONE",
-        "CACHE",
-        "LOAD_CONST",
-        "LOAD_FAST",
-        "STORE_FAST",
-        "STORE_ATTR",
-        "RETURN_VALUE",
-        "POP_TOP",
-        "SWAP",
-    }
-    | {"COPY", "JUMP_FORWARD", "JUMP_BACKWARD", "PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE", "COPY_FREE_VARS"}
-)
-"""Instructions that nothing can fail in."""
-
-
-def places_of(workload: Workload, strategy: Callable[[int], Strategy] = lambda seed: Fair()) -> Sequence[Place]:
-    """Every place that the run of this workload goes through in its handlers, in the order of the source."""
+def places_of(
+    workload: Workload, strategy: Callable[[int], Strategy] = lambda seed: Fair(), faults: Faults = NO_FAULTS
+) -> Sequence[Place]:
+    """Every place that the run of this workload, with these faults, goes through in its handlers, in the order of the
+    source."""
     hits: Counter[Place] = Counter()
 
     def seen(frame: FrameType) -> None:
-        code, file = frame.f_code, _watched(frame.f_code.co_filename)
+        code, file = frame.f_code, watched(frame.f_code.co_filename)
         if file is not None and frame.f_lineno in lines_that_raise(code):
             hits[Place(file, code.co_qualname, frame.f_lineno)] += 1
 
-    _run(workload, strategy, Tracer(lambda code: _watched(code.co_filename) is not None, seen))
+    _run(workload, strategy, faults, Tracer(lambda code: watched(code.co_filename) is not None, seen))
     return [place._replace(hits=count) for place, count in sorted(hits.items())]
 
 
@@ -315,8 +278,10 @@ def inject(
     hit: int,
     raised: type[Exception] = InjectedValue,
     strategy: Callable[[int], Strategy] = lambda seed: Fair(),
+    faults: Faults = NO_FAULTS,
 ) -> Injection:
-    """Run the workload with an exception when `place` is reached for the `hit`-th time, counted from 1."""
+    """Run the workload with an exception when `place` is reached for the `hit`-th time, counted from 1. `faults` are of
+    the world, and strike as the strategy has it."""
     left, struck = hit, False
 
     def strike(frame: FrameType) -> None:
@@ -328,20 +293,20 @@ def inject(
                 raise raised(SECRET)
 
     def wants(code: CodeType) -> bool:
-        return not struck and code.co_qualname == place.function and _watched(code.co_filename) == place.file
+        return not struck and code.co_qualname == place.function and watched(code.co_filename) == place.file
 
     try:
-        run = _run(workload, strategy, Tracer(wants, strike))
+        run = _run(workload, strategy, faults, Tracer(wants, strike))
     except Exception as error:
         return Injection(struck, error)
     return Injection(struck, None, tuple(run.ended_internally()))
 
 
-def _run(workload: Workload, strategy: Callable[[int], Strategy], tracer: Tracer) -> InjectedCluster:
+def _run(workload: Workload, strategy: Callable[[int], Strategy], faults: Faults, tracer: Tracer) -> InjectedCluster:
     """Raises what a property says."""
     source = strategy(0)
     source.begin()
     with silence(), tracer.on():
-        run = injected_cluster(workload, source)
+        run = injected_cluster(workload, source, faults)
         drive(run)
     return run

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
 import pytest
 
+import pawl.loops.loop as loop_module
 from pawl.actors.runtime.actor import places_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.records import StepPlanned, StepRolledBack, Transition
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.batch import BatchBuilder, GaveWay
+from pawl.loops.batch import BatchBuilder, GaveWay, ScheduledBatch
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
 from pawl.loops.recovery import FAILED, recover
@@ -33,6 +35,10 @@ def failing(driver: Driver, request: int = 0) -> list[object]:
     driver.ghost.reset()
     driver.loop.check_all()
     return driver.records[count:]
+
+
+def broken(*_: object) -> None:
+    raise OSError(FAILURE)
 
 
 def at_work(pacing: str, *prompts: list[int]) -> Driver:
@@ -61,9 +67,6 @@ def test_a_step_that_could_not_be_launched_is_recorded_and_rolled_back(monkeypat
     driver = Driver(pacing="lockstep")
     driver.submit([1, 2, 3], 8)
 
-    def broken(*_: object) -> None:
-        raise OSError(FAILURE)
-
     with monkeypatch.context() as patch:
         patch.setattr(driver.loop.journal, "planned", broken)
         with pytest.raises(OSError, match=FAILURE):
@@ -72,6 +75,44 @@ def test_a_step_that_could_not_be_launched_is_recorded_and_rolled_back(monkeypat
     assert [record.step for record in records if isinstance(record, StepPlanned | StepRolledBack)] == [1, 1]
     driver.run()
     assert driver.output_of[1] == expected([1, 2, 3], 8)
+
+
+class Slippery(deque[ScheduledBatch]):
+    """Nothing can be taken out of its end, once."""
+
+    fails = True
+
+    def pop(self) -> ScheduledBatch:  # type: ignore[override]
+        if self.fails:
+            self.fails = False
+            raise OSError(FAILURE)
+        return super().pop()
+
+
+@pytest.mark.parametrize("place", ["in flight", "lose_runner"])
+def test_a_lost_step_whose_handling_fails_is_counted_once_and_so_are_strikes(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    driver = at_work("overlap", [1, 2, 3], [4, 5, 6])
+    loop = driver.loop
+    steps = [scheduled.step for scheduled in loop.in_flight]
+    assert len(steps) == 2
+    count = len(driver.records)
+    with monkeypatch.context() as patch:
+        if place == "in flight":
+            loop.in_flight = Slippery(loop.in_flight)
+        else:
+            patch.setattr(loop_module, place, broken)
+        with pytest.raises(OSError, match=FAILURE):
+            loop.failed(steps[0], "lost", NOW)
+    failing(driver)
+    undone = [record.step for record in driver.records[count:] if isinstance(record, StepRolledBack)]
+    assert undone == steps[::-1]
+    assert loop.counters.steps_lost == 2
+    infos = [loop.table.info(row) for row in loop.table.live_rows().tolist()]
+    assert [info.strikes for info in infos] == [1, 1]
+    driver.run()
+    assert list(driver.output_of.values()) == [expected([1, 2, 3], 8), expected([4, 5, 6], 8)]
 
 
 def test_a_step_delay_begins_anew_with_the_failure() -> None:
@@ -292,7 +333,8 @@ def test_who_was_about_to_give_way_when_planning_failed_has_not_and_who_had_is_r
     for _ in range(2):
         loop.requests.gave_way(begun, Cause.STEP_LOST, driver.now)
     told = [(each.row, each.event) for each in driver.records if isinstance(each, Transition)]
-    assert (told, loop.counters.retractions, begun) == ([(had, Event.RETRACT)], 1, [])
+    assert (told, loop.counters.retractions) == ([(had, Event.RETRACT)], 1)
+    assert [each.recorded for each in begun] == [False, True]
 
 
 def test_a_turn_without_work_which_no_record_tells_of_leaves_what_decides_as_it_is() -> None:

@@ -13,6 +13,7 @@ from pawl.actors.worker import Worker
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.policy import FirstComeFirstServed
+from pawl.loops.recovery import undo_newest
 from pawl.loops.requests import Requests
 from pawl.loops.weights import WeightKeeper
 from pawl.memory.memory import Memory
@@ -189,7 +190,7 @@ CONTROL = (
         "observability_conservation",
         "",
         "A step that was lost is not among those that `/metrics` says were.",
-        Edit(Loop.failed, "self.counters.steps_lost += 1", "pass"),
+        Edit(undo_newest, "counters.steps_lost = steps_lost", "pass"),
     ),
     _mutant(
         "prompts_are_counted_as_output",

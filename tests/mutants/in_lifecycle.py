@@ -102,7 +102,7 @@ LIFECYCLE = (
         "fault_isolation",
         "31597, 7897",
         "Every request that was part of a lost step is ended, the first time it happens.",
-        Edit(Requests.strike, "if info.strikes >= MAX_STRIKES:", "if info.strikes:"),
+        Edit(Requests.blame, "info.strikes >= MAX_STRIKES", "info.strikes"),
     ),
     _mutant(
         "worker_is_not_reset",

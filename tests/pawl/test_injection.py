@@ -9,7 +9,6 @@ import pytest
 from hypothesis import settings
 from msgspec import structs
 
-import pawl.testing.injection as injection
 from pawl.actors.askers import Askers
 from pawl.actors.control.adapters import LoadAdapter, UnloadAdapter
 from pawl.actors.control.serving import PauseGeneration
@@ -26,7 +25,9 @@ from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
 from pawl.loops.orders.weights import UpdateWeights
 from pawl.loops.recovery import recover
+from pawl.loops.requests import Requests
 from pawl.testing.injection import INJECTED, Place, inject, places_of
+from pawl.testing.lines import lines_that_raise
 from pawl.testing.shape import Shape
 from pawl.testing.workload import Arrival, Control, Workload
 from tests.mutants.mutant import Edit, Group, Mutant, planted
@@ -96,6 +97,34 @@ def test_a_request_that_cannot_be_taken_has_one_end_and_leaves_nothing_behind(st
     assert [(str(place), hit, result.error) for (place, hit), result in results.items() if result.error] == []
     assert len(tried) > 20
     assert all(result.struck for result in results.values())
+
+
+HALF_DONE = {
+    "a failure behind an end is taken for one before it": (
+        Edit(Requests.touched_others, "self.recorded == row or ", ""),
+        "RequestTable.free",
+        3,
+    ),
+    "who gave way is not known to be recorded": (
+        Edit(Requests.gave_way, "each.recorded = True", "pass"),
+        "Ledger.discard",
+        1,
+    ),
+    "who gave way is said to be recorded before it is": (
+        Edit(Requests.gave_way, "self.retracted(", "each.recorded = True; self.retracted("),
+        "Requests.retracted",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "function", "hit"), HALF_DONE.values(), ids=list(HALF_DONE))
+def test_what_was_half_done_when_it_failed_is_known(edit: Edit, function: str, hit: int) -> None:
+    asked = with_grammars()
+    places = [place for place in places_of(asked) if place.function == function and place.hits >= hit]
+    assert [result.error for place in places if (result := inject(asked, place, hit)).error] == []
+    with planted(without(edit)):
+        assert any(inject(asked, place, hit).error for place in places)
 
 
 @pytest.mark.slow
@@ -302,5 +331,5 @@ def test_lines_that_only_move_what_is_at_hand_raise_nothing() -> None:
     def calls(box: Place) -> str:
         return str(box)
 
-    assert len(injection.lines_that_raise(moves.__code__)) == 0
-    assert len(injection.lines_that_raise(calls.__code__)) == 1
+    assert len(lines_that_raise(moves.__code__)) == 0
+    assert len(lines_that_raise(calls.__code__)) == 1

@@ -1,0 +1,69 @@
+"""Lines of the engine at which something may fail: all but those that only move what is at hand."""
+
+from __future__ import annotations
+
+import dis
+from functools import cache
+from pathlib import Path
+from types import CodeType
+
+import pawl
+
+ROOM = Path(pawl.__file__).parent
+WATCHED = (
+    *("actors/scheduler.py", "actors/step_report.py", "actors/worker.py", "actors/recorder.py", "actors/tokenizer.py"),
+    *("actors/gateway.py", "actors/open_requests.py", "actors/detokenizer.py", "actors/text/stream.py"),
+    *("actors/control/state.py", "actors/tiers/", "actors/storage.py", "actors/grammar.py"),
+    *("actors/stager.py", "actors/weight_client.py", "actors/memory_client.py", "actors/turns.py"),
+    *("actors/weight_groups.py", "actors/adapter_client.py", "actors/askers.py", "actors/turn_timer.py"),
+    *("actors/expert_recorder.py", "actors/router.py", "actors/routed.py", "actors/placement.py"),
+    *("actors/prefill_desk.py", "actors/replica_asks.py", "actors/gathering.py", "actors/asks.py"),
+    *("actors/known_replicas.py", "actors/answer_traces.py", "actors/sink.py", "actors/unread.py"),
+    *("actors/adapter_names.py", "actors/step_measures.py", "actors/weight_questions.py"),
+    *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
+)
+"""Files and folders whose lines may raise."""
+UNWATCHED = ("memory/prefix/events.py",)
+"""What looks on in tests."""
+
+
+@cache
+def watched(file: str) -> str | None:
+    """This file below the package, where its lines may raise."""
+    path = Path(file)
+    below = path.relative_to(ROOM).as_posix() if path.is_relative_to(ROOM) else ""
+    return below if below.startswith(WATCHED) and below not in UNWATCHED else None
+
+
+@cache
+def lines_that_raise(code: CodeType) -> frozenset[int]:
+    """Lines of a function that do more than to move what is at hand: the others cannot fail."""
+    lines, line = set(), code.co_firstlineno
+    for instruction in dis.get_instructions(code):
+        line = instruction.starts_line or line
+        if instruction.opname not in _MOVES:
+            lines.add(line)
+    return frozenset(lines)
+
+
+_MOVES = frozenset(
+    {
+        "RESUME",
+        "NOP",
+        "LOAD_DEREF",
+        "POP_JUMP_FORWARD_IF_FALSE",
+        "POP_JUMP_FORWARD_IF_TRUE",
+        "POP_JUMP_FORWARD_IF_NONE",
+        "POP_JUMP_FORWARD_IF_NOT_NONE",
+        "CACHE",
+        "LOAD_CONST",
+        "LOAD_FAST",
+        "STORE_FAST",
+        "STORE_ATTR",
+        "RETURN_VALUE",
+        "POP_TOP",
+        "SWAP",
+    }
+    | {"COPY", "JUMP_FORWARD", "JUMP_BACKWARD", "PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE", "COPY_FREE_VARS"}
+)
+"""Instructions that nothing can fail in."""
