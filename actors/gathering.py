@@ -5,21 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from pawl.actors.messages.control import Reply
+
+WRONG_STATE = "wrong_state"
+"""In the body of a reply: what was asked is right at another time."""
 
 
 def merged(replies: Sequence[Reply], counts: Collection[str] = ()) -> Reply:
     """It was done where all have done it; else those speak who have not. `counts`: fields of the body that are added
     up though they are equal, lists of them place by place."""
     speaking = [reply for reply in replies if not reply.ok] or replies
-    text = " | ".join(dict.fromkeys(reply.message for reply in speaking if reply.message))
     body = _merged([reply.body for reply in replies], counts)
-    return Reply(0, speaking is replies, text, body, unserved=any(reply.unserved for reply in replies))
+    return Reply(0, speaking is replies, _words(speaking), body, unserved=any(reply.unserved for reply in replies))
+
+
+def merged_of_ready(replies: Sequence[Reply], counts: Collection[str] = ()) -> Reply:
+    """The same of those that had begun what is ended here, where some have: one that joined later may not have. What
+    the others say is told as well."""
+    ready = [reply for reply in replies if not reply.body.get(WRONG_STATE)]
+    reply = merged(ready or replies, counts)
+    return structs.replace(reply, message=_words(replies)) if reply.ok else reply
 
 
 def first_refusal(replies: Sequence[Reply]) -> Reply:
     """One speaks for all: the first that refused, else the first."""
     return next((reply for reply in replies if not reply.ok), replies[0])
+
+
+def _words(replies: Sequence[Reply]) -> str:
+    return " | ".join(dict.fromkeys(reply.message for reply in replies if reply.message))
 
 
 def _merged(values: Sequence[Any], counts: Collection[str], name: str = "") -> Any:

@@ -10,7 +10,7 @@ import msgspec
 from pawl.actors.control.profiling import refused, shown
 from pawl.actors.control_row import Row, Source, Who
 from pawl.actors.expert_recorder import NoExperts, encoded
-from pawl.actors.gathering import merged
+from pawl.actors.gathering import merged, merged_of_ready
 from pawl.actors.messages.control import Reply
 from pawl.gpu.profiler import ProfileRefused, WrongState
 from pawl.loops.intake import Outcome
@@ -112,6 +112,7 @@ STOP_EXPERTS = Row(
     routes=("/stop_expert_distribution_record",),
     patience_s=600.0,
     draw=lambda source: _drawn(StopExpertRecord, 0.1, source),
+    merge=merged_of_ready,
 )
 
 DUMP_EXPERTS = Row(
@@ -124,7 +125,7 @@ DUMP_EXPERTS = Row(
     patience_s=600.0,
     draw=lambda source: _drawn(DumpExpertRecord, 0.2, source),
     check=_check_dump,
-    merge=partial(merged, counts=("num_tokens", "failed_steps", "logical_count")),
+    merge=partial(merged_of_ready, counts=("num_tokens", "failed_steps", "logical_count")),
     proves="auxiliary_conservation",
 )
 

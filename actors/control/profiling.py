@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from pawl.actors.control_row import Facts, Row, Shown, Source, Who, plain
+from pawl.actors.gathering import WRONG_STATE, merged_of_ready
 from pawl.actors.messages.control import Reply
 from pawl.gpu.profiler import Activity, ProfileOptions, ProfileRefused, Stage, WrongState
 from pawl.loops.intake import Outcome
@@ -114,13 +115,13 @@ def stop_profile(worker: Worker, body: StopProfile) -> Outcome:
 
 def refused(error: Exception) -> Outcome:
     """What `shown` makes a 409 of, where it is the state that is wrong."""
-    return Outcome(False, str(error), {"wrong_state": True} if isinstance(error, WrongState) else {})
+    return Outcome(False, str(error), {WRONG_STATE: True} if isinstance(error, WrongState) else {})
 
 
 def shown(reply: Reply, facts: Facts) -> Shown:
     """409 for what is right at another time."""
     status, body = plain(reply, facts)
-    return (HTTPStatus.CONFLICT if body.pop("wrong_state", False) else status), body
+    return (HTTPStatus.CONFLICT if body.pop(WRONG_STATE, False) else status), body
 
 
 def _drawn(source: Source) -> StartProfile | None:
@@ -143,7 +144,7 @@ START_PROFILE = Row(
     routes=("/start_profile",),
     patience_s=PATIENCE_S,
     draw=_drawn,
-    check=lambda body, reply: None if reply.ok or "wrong_state" in reply.body else f"not started: {reply.message}",
+    check=lambda body, reply: None if reply.ok or WRONG_STATE in reply.body else f"not started: {reply.message}",
     proves="auxiliary_conservation",
 )
 
@@ -151,6 +152,7 @@ STOP_PROFILE = Row(
     name="stop-profile",
     message=StopProfile,
     by_worker=stop_profile,
+    merge=merged_of_ready,
     show=shown,
     who=Who.ADMIN,
     routes=("/stop_profile",),

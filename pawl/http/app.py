@@ -74,10 +74,7 @@ def create_app(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[
             Middleware(InTurns),
-            *_cors(origins),
-            Middleware(
-                Guard, hosts=hosts, origins=origins, raw=[path for row in ROWS if row.raw for path in row.routes]
-            ),
+            *guards(hosts, origins),
             Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key),
         ],
         exception_handlers={
@@ -90,13 +87,16 @@ def create_app(
     )
 
 
-def _cors(origins: Collection[str]) -> list[Middleware]:
-    """What tells browsers that pages of these origins may ask and read. Outermost: the question comes without a key."""
+def guards(hosts: Collection[str] | None, origins: Collection[str]) -> list[Middleware]:
+    """Who may ask at all, from the first moment on; the outermost first."""
+    guard = Middleware(
+        Guard, hosts=hosts, origins=origins, raw=[path for row in ROWS if row.raw for path in row.routes]
+    )
     if not origins:
-        return []
-    return [
-        Middleware(CORSMiddleware, allow_origins=sorted(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
-    ]
+        return [guard]
+    # Tells browsers that pages of these origins may ask and read. Ahead of all: the question comes without a key.
+    cors = Middleware(CORSMiddleware, allow_origins=sorted(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
+    return [cors, guard]
 
 
 def _respond(request: Request, problem: Problem) -> Response:

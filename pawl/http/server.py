@@ -31,7 +31,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.sampling import Limits
 from pawl.gpu.heap import give_back_memory, resident_bytes
 from pawl.gpu.weights.report import Report, unheard
-from pawl.http.app import create_app
+from pawl.http.app import create_app, guards
 from pawl.http.connections import Connection, ConnectionLimits
 from pawl.http.freed import Freed
 from pawl.http.guard import LOOPBACK, is_loopback
@@ -189,7 +189,7 @@ class EngineServer:
         """`load` makes the engine's parts and reports how far it is; otherwise the settings say what is loaded."""
         self._config = config
         self._load = load
-        self._front = Front()
+        self._front = Front(guards(self._hosts(), _words(config.cors_origins)))
         self._server = Server(self._front, None)
         self._loop: asyncio.AbstractEventLoop | None = None
 

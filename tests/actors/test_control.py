@@ -9,13 +9,14 @@ import pytest
 
 from pawl.actors.control import ROWS, Ask, Body, row_of
 from pawl.actors.control.cache import FLUSH_CACHE
-from pawl.actors.control.profiling import refused
+from pawl.actors.control.experts import DUMP_EXPERTS, STOP_EXPERTS
+from pawl.actors.control.profiling import STOP_PROFILE, refused
 from pawl.actors.control.requests import ABORT, AbortRequests
 from pawl.actors.control.state import LOADS, STATE, GetState
 from pawl.actors.control_documents import DOCUMENT, document
 from pawl.actors.control_row import Needs, Row, Who, parameters
 from pawl.actors.gateway import Gateway
-from pawl.actors.gathering import merged
+from pawl.actors.gathering import WRONG_STATE, merged
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Done, Output, Outputs, Submit, Timing, Usage
 from pawl.actors.scheduler import Scheduler
@@ -175,6 +176,20 @@ def test_answers_of_several_that_are_not_of_one_kind_stand_side_by_side() -> Non
     replies = [Reply(0, True, body={"a": first, "b": 1}) for first in ({"c": 2}, "none")]
     for given in (replies, replies[::-1]):
         assert merged(given).body == {"a": [reply.body["a"] for reply in given], "b": 1}
+
+
+@pytest.mark.parametrize("row", [STOP_PROFILE, STOP_EXPERTS, DUMP_EXPERTS], ids=lambda row: row.name)
+def test_what_one_replica_had_begun_is_ended_though_another_one_had_not(row: Row) -> None:
+    ended = Reply(1, True, "Stopped.", {"files": ["x"]})
+    late = Reply(2, False, "none is under way", {WRONG_STATE: True})
+    broken = Reply(3, False, "no room", {})
+    together = row.merge([late, ended])
+    assert (row.show(together, {}), together.ok) == (
+        (200, {"success": True, "message": "none is under way | Stopped.", "files": ["x"]}),
+        True,
+    )
+    assert row.show(row.merge([late, late]), {})[0] == 409
+    assert row.show(row.merge([late, ended, broken]), {})[0] == 400
 
 
 def test_a_profile_that_is_refused_says_whether_the_state_is_wrong() -> None:

@@ -92,6 +92,20 @@ def test_until_the_model_is_there_every_answer_is_503_and_says_how_far_it_is(con
     assert loading.status.result(PATIENCE_S) == 0
 
 
+def test_who_may_not_ask_may_not_while_the_model_loads_either(tmp_path: Path) -> None:
+    invited = "https://mine.example"
+    flags = {"model": "ghost", "port": 0, "trace_dir": str(tmp_path), "cors_origins": invited}
+    with Loading(build_config(flags)) as loading, httpx.Client(base_url=loading.url, timeout=PATIENCE_S) as client:
+        foreign = [
+            client.get("/health", headers={"host": "evil.example"}),
+            client.post("/v1/completions", json={}, headers={"host": "evil.example"}),
+            client.post("/v1/completions", json={}, headers={"origin": "https://evil.example"}),
+        ]
+        assert [reply.status_code for reply in foreign] == [403] * 3
+        mine = client.get("/health", headers={"origin": invited})
+        assert (mine.status_code, mine.headers["access-control-allow-origin"]) == (503, invited)
+
+
 def test_a_server_that_is_stopped_while_it_loads_does_not_wait_for_the_model(config: ServerConfig) -> None:
     with Loading(config) as loading:
         loading.server.stop("SIGTERM")
