@@ -64,7 +64,7 @@ class Rows(NamedTuple):
 
 def has_runs(batch: StepBatch) -> bool:
     """Whether any decoding segment has drafts."""
-    return bool((batch.chained & (batch.lengths > 1)).any())
+    return 1 in (batch.chained & (batch.lengths > 1)).tobytes()
 
 
 def rows_that_may_draw(batch: StepBatch, offsets: Int32s) -> Int32s:

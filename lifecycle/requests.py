@@ -36,6 +36,8 @@ _STATES: dict[int, State] = {state: state for state in State}
 """By number: in an eighth of the time that the enumeration takes to look one up."""
 _PAGE = mmap.PAGESIZE // 4
 """Tokens in a page of the machine's memory."""
+_HUGE = (4 << 20) // 4
+"""Tokens for which numpy asks for pages of another size."""
 FEW = 2
 """Up to so many rows one after the other take less time than calls of numpy for all of them."""
 
@@ -262,8 +264,11 @@ class RequestTable:
 
 
 def _untouched(rows: int, width: int) -> Int32s:
-    """Zeros, [rows, at least width], of which only what is written takes memory. numpy would ask for huge pages, which
-    make whole rows resident. Rows longer than a page begin with one: a prompt that straddles two makes both so."""
+    """Zeros, [rows, at least width], of which only what is written takes memory. For many numpy would ask for huge
+    pages, which make whole rows resident. Rows longer than a page then begin with one: a prompt that straddles two
+    makes both so."""
+    if rows * width < _HUGE:
+        return np.zeros((rows, width), np.int32)
     if width > _PAGE:
         width += -width % _PAGE
     pages = mmap.mmap(-1, max(4 * rows * width, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -180,7 +180,7 @@ class Cell:
         if self._cut:
             self._finish(self._stop_reason or "cut off")
             return False
-        if len(self._timers):
+        if self._timers.heap:
             self._queue_due_timers()
         entry = self.mailbox.take()
         if entry is not None:

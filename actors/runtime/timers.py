@@ -42,11 +42,12 @@ class TimerQueue:
 
     def __init__(self) -> None:
         self.num_cancelled = 0
-        self._heap: list[tuple[float, int, ActorTimer]] = []
+        self.heap: list[tuple[float, int, ActorTimer]] = []
+        """When each is due, its number, and the timer: the earliest first."""
         self._sequence = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.heap)
 
     def add(self, due: float, message: Any) -> ActorTimer:
         """Set a timer for monotonic time `due`, seconds."""
@@ -54,21 +55,21 @@ class TimerQueue:
         self._sequence += 1
         # Deadlines of requests that ended early are cancelled long before they are due; without this the heap would
         # grow with the request rate times the longest deadline.
-        if self.num_cancelled >= FEWEST_TO_COMPACT and self.num_cancelled * 2 > len(self._heap):
-            self._heap = [entry for entry in self._heap if not entry[2].cancelled]
-            heapq.heapify(self._heap)
+        if self.num_cancelled >= FEWEST_TO_COMPACT and self.num_cancelled * 2 > len(self.heap):
+            self.heap = [entry for entry in self.heap if not entry[2].cancelled]
+            heapq.heapify(self.heap)
             self.num_cancelled = 0
-        heapq.heappush(self._heap, (due, self._sequence, timer))
+        heapq.heappush(self.heap, (due, self._sequence, timer))
         return timer
 
     def messages(self) -> Iterator[Any]:
         """Of the timers that are still wanted."""
-        return (timer.message for _, _, timer in self._heap if not timer.cancelled)
+        return (timer.message for _, _, timer in self.heap if not timer.cancelled)
 
     def next_due(self) -> float | None:
         """Monotonic seconds of the earliest timer still wanted; None when there is none."""
-        heap = self._heap
-        while heap and heap[0][2].cancelled:
+        heap = self.heap
+        while heap and heap[0][2]._queue is None:  # cancelled: in half the time
             heapq.heappop(heap)
             self.num_cancelled = max(0, self.num_cancelled - 1)
         return heap[0][0] if heap else None
@@ -78,9 +79,9 @@ class TimerQueue:
         due = self.next_due()
         if due is None or due > now:
             return None
-        return heapq.heappop(self._heap)[2]
+        return heapq.heappop(self.heap)[2]
 
     def forget(self) -> None:
         """Drop all timers that are not due yet."""
         self.num_cancelled = 0
-        self._heap.clear()
+        self.heap.clear()

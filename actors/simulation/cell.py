@@ -93,7 +93,7 @@ class SimulatedCell(Cell):
     def busy(self) -> bool:
         """Whether `step` would do something."""
         if self.phase is Phase.RUNNING:
-            if self._cut or self.mailbox.has_takeable() or (self._timers and self._timer_is_due()):
+            if self._cut or self.mailbox.has_takeable() or (self._timers.heap and self._timer_is_due()):
                 return True
             if self._dirty:
                 return not self.mailbox.postpone()
@@ -114,7 +114,7 @@ class SimulatedCell(Cell):
         return due is not None and due <= self._host.clock()
 
     def _next(self) -> Entry | Literal[True] | None:
-        return self.mailbox.peek(timer_is_due=bool(self._timers) and self._timer_is_due())
+        return self.mailbox.peek(timer_is_due=bool(self._timers.heap) and self._timer_is_due())
 
     def label(self) -> str:
         """What the next step would do."""

@@ -59,6 +59,7 @@ def drive(case: Case, *, max_steps: int = MOST_STEPS, on_state: Callable[[Hashab
     """Run one case to its end. Raises what its checks raise, ActorFailed, Stuck, Endless, or what the source raises."""
     system = case.system
     num_seen = 0
+    failures = system.failures
     for _ in range(max_steps):
         if case.done():
             break
@@ -72,7 +73,8 @@ def drive(case: Case, *, max_steps: int = MOST_STEPS, on_state: Callable[[Hashab
                 raise
             _check_failures(case, num_seen)
             raise
-        num_seen = _check_failures(case, num_seen)
+        if len(failures) > num_seen:
+            num_seen = _check_failures(case, num_seen)
         if not going_on:
             system.check_not_stuck()
             if case.done() is False:

@@ -249,7 +249,7 @@ class Ghost(NotShared):
                 self._admit(batch.admitted)
             if not len(batch.slots):
                 return StepResult(batch.step, np.zeros(0, np.int32))
-            runs, special = has_runs(batch), bool(self._special[batch.slots].any())
+            runs, special = has_runs(batch), 1 in self._special[batch.slots].tobytes()
             if isinstance(self.memory, SmallMemory) and not special and not runs:
                 return self._launch_small(batch, self.memory)
             offsets = ragged_offsets(batch.lengths)
@@ -306,7 +306,7 @@ class Ghost(NotShared):
 
     def _resolve_tokens(self, batch: StepBatch, offsets: Int32s) -> Int32s:
         """The inputs, int32 [t]: those given, and the last drawn ones of chained segments."""
-        if not batch.chained.any():
+        if 1 not in batch.chained.tobytes():
             return batch.tokens
         slots = batch.slots[batch.chained]
         drawn = self._last[slots]
@@ -332,7 +332,7 @@ class Ghost(NotShared):
     def _draw(self, where: Rows, computed: Computed) -> Round:
         tokens = likeliest(computed.states[where.rows], computed.tokens[where.rows])
         special = self._special[where.slots]
-        if not special.any():
+        if 1 not in special.tobytes():
             return Round(tokens)
         drawn = self._draws.draw(where, computed, special)
         tokens[special] = drawn.tokens

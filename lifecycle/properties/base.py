@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from types import MethodType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -60,11 +59,10 @@ class Property(Dispatch):
         found: Sequence[Violation] = () if method is None else method(self, record, history)
         return found
 
-    def judges(self) -> Iterator[tuple[Kind, Judge]]:
-        """The kinds of records that concern it, each with what is to see them."""
-        if type(self).observe is not Property.observe:
-            return ((kind, self.observe) for kind in KINDS)
-        return ((kind, MethodType(method, self)) for kind, method in self.methods.items())
+    @classmethod
+    def judges(cls) -> Mapping[Kind, Callable[..., Sequence[Violation]]]:
+        """The kinds of records that concern it, each with the method that is to see them."""
+        return cls.methods if cls.observe is Property.observe else dict.fromkeys(KINDS, cls.observe)
 
     def finish(self, history: History) -> Sequence[Violation]:
         """Judge the whole, after the last record of a complete trace."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MethodType
+from typing import Any
 
 from pawl.lifecycle.properties.adapters import AdapterReferences
 from pawl.lifecycle.properties.admission_order import AdmissionOrder
@@ -99,6 +102,16 @@ WELL_FORMED = "well_formed"
 """Stands for a property in the violation that `Malformed` becomes."""
 
 
+@lru_cache(maxsize=64)
+def _table(properties: tuple[type[Property], ...]) -> Mapping[Kind, Sequence[tuple[int, Callable[..., Any]]]]:
+    """Of each kind of records: the places of the properties that it concerns, each with its method."""
+    found: dict[Kind, list[tuple[int, Callable[..., Any]]]] = {kind: [] for kind in KINDS}
+    for place, each in enumerate(properties):
+        for kind, method in each.judges().items():
+            found[kind].append((place, method))
+    return found
+
+
 class Monitor:
     """Judges records as they come. After a record that contradicts the ones before it, judging ends."""
 
@@ -111,8 +124,8 @@ class Monitor:
         self.judging = True
         self.indigestible = False
         """Judging has ended at a record that no engine writes: a value that is out of all bounds, say."""
-        self._judges: dict[Kind, list[Judge]] | None = None
-        """What is to see records of each kind, in the order of the properties; None before the first record."""
+        self._judges: dict[Kind, list[Judge]] = {}
+        """What is to see records of each kind that has come so far, in the order of the properties."""
         self._reported: dict[tuple[str, int | None], int] = {}
         """(property, request) -> the record of its first violation"""
 
@@ -128,13 +141,14 @@ class Monitor:
             return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
         except Exception as error:
             return self._refuse(record, error)
-        if self._judges is None:
-            self._judges = self._all_judges()
+        judges = self._judges.get(self.history.kind)
+        if judges is None:
+            judges = self._judges[self.history.kind] = self._judges_of(self.history.kind)
         found: list[Violation] = []
         try:
             if self.history.beginning is not None and not self.history.number:
                 found += self._begun(self.history.beginning)
-            for judge in self._judges[self.history.kind]:
+            for judge in judges:
                 violations = judge(record, self.history)
                 if violations:
                     found.extend(violations)
@@ -163,12 +177,9 @@ class Monitor:
         text = f"no engine records {what}: {type(error).__name__}: {error!s:.{MOST_WORDS}} ({where})"
         return self._report([Violation(WELL_FORMED, text, self.history.number)])
 
-    def _all_judges(self) -> dict[Kind, list[Judge]]:
-        found: dict[Kind, list[Judge]] = {kind: [] for kind in KINDS}
-        for each in self.properties:
-            for kind, judge in each.judges():
-                found[kind].append(judge)
-        return found
+    def _judges_of(self, kind: Kind) -> list[Judge]:
+        table = _table(tuple(map(type, self.properties)))
+        return [MethodType(method, self.properties[place]) for place, method in table[kind]]
 
     def _report(self, found: list[Violation]) -> list[Violation]:
         new: list[Violation] = []

@@ -32,9 +32,10 @@ def _orders() -> tuple[type[Order], ...]:
 ORDERS: tuple[type[Order], ...] = _orders()
 AnyOrder: Any = reduce(or_, ORDERS)
 """The tagged union of all of them."""
+_BY_KIND: dict[str, Any] = {str(order.__struct_config__.tag): order for order in ORDERS}
 
 
 def order_of(kind: str, fields: dict[str, Any]) -> Order:
     """The order that was recorded so. Raises msgspec.ValidationError."""
-    order: Order = msgspec.convert({"type": kind, **fields}, AnyOrder)
+    order: Order = msgspec.convert({"type": kind, **fields}, _BY_KIND.get(kind, AnyOrder))
     return order

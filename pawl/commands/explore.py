@@ -81,10 +81,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("schedule.json"), metavar="FILE", help="(default: %(default)s)"
     )
-    # For the processes that this command starts.
-    parser.add_argument("--stride", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--ends", type=float, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--report", action="store_true", help=argparse.SUPPRESS)
     parser.epilog = "exit status: 0 no property failed, 1 one did"
 
 
@@ -103,14 +99,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.workers = len(os.sched_getaffinity(0))
     if arguments.workers <= 0 or (arguments.faults is not None and arguments.faults < 0):
         raise UsageError("--workers must be above zero, --faults at least 0")
-    from pawl.exploration.processes import tell
-
     began = time.monotonic()
     task = task_of(arguments, seed, began)
     _load_own(task)
-    if arguments.report:
-        tell(task, arguments.output)
-        return 0
     totals, text = _explore(task, arguments)
     seconds = time.monotonic() - began
     if arguments.json:
@@ -127,7 +118,7 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
     fixed, of_requests = given(arguments)
     return Task(
         seed=seed,
-        stride=arguments.stride,
+        stride=1,
         strategy=arguments.strategy,
         cell=arguments.cell,
         policy=arguments.policy,
@@ -140,7 +131,7 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
         faults=MOST_FAULTS if arguments.faults is None else arguments.faults,
         shrink_seconds=arguments.shrink_seconds,
         schedules=arguments.schedules,
-        ends=began + arguments.seconds if arguments.ends is None else arguments.ends,
+        ends=began + arguments.seconds,
     )
 
 
@@ -160,7 +151,7 @@ def _load_own(task: Task) -> None:
 
 def _explore(task: Task, arguments: argparse.Namespace) -> tuple[Totals, str]:
     """In as many processes as asked for; the first counterexample ends them all and is told as text."""
-    from pawl.exploration.processes import Clock, Watcher, follow, gather
+    from pawl.exploration.processes import Clock, Watcher, follow, gather, started
     from pawl.logs import progress
 
     count, output = arguments.workers, arguments.output
@@ -168,13 +159,14 @@ def _explore(task: Task, arguments: argparse.Namespace) -> tuple[Totals, str]:
     def found(text: str) -> None:
         print(f"found, and saved to {output}: {text.splitlines()[0]}", file=sys.stderr, flush=True)
 
-    with progress("seconds", max(1, int(arguments.seconds))) as advance:
+    each = -(-task.schedules // count)
+    tasks = [task._replace(seed=task.seed + number, stride=count, schedules=each) for number in range(count)]
+    with (
+        started(tasks if count > 1 else []) as children,
+        progress("seconds", max(1, int(arguments.seconds))) as advance,
+    ):
         watcher = Watcher(Clock(advance).tick, found)
-        if count == 1:
-            return follow(task, output, watcher)
-        each = -(-task.schedules // count)
-        tasks = [task._replace(seed=task.seed + number, stride=count, schedules=each) for number in range(count)]
-        return gather(tasks, output, watcher)
+        return gather(children, output, watcher) if children else follow(task, output, watcher)
 
 
 def _print(totals: Totals, seconds: float, seed: int, text: str, output: Path) -> None:

@@ -1,22 +1,26 @@
-"""One task in this process, or several in processes of their own, which report in JSON lines."""
+"""One task in this process, or several in processes of their own, which report in JSON lines.
+
+Those are forked: what is loaded here, which takes a second, is loaded there.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import selectors
 import shutil
-import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pawl.commands.failures import CommandFailed
+from pawl.commands.failures import EXIT_FAILED, CommandFailed, exit_status, told
 from pawl.exploration import Totals
-from pawl.exploration.fixed import flag_of
 from pawl.exploration.task import Report, Task, explore
-from pawl.gpu.children import environment, python
 
 PATIENCE_S = 10.0
 """For a process to end after its last report."""
@@ -41,11 +45,23 @@ def follow(task: Task, output: Path, watcher: Watcher) -> tuple[Totals, str]:
     return last.totals, last.text
 
 
-def tell(task: Task, output: Path) -> None:
-    """The body of a child: a JSON line for each report."""
-    for report in _saved(explore(task), output):
-        told = {"totals": report.totals._asdict(), "text": report.text, "final": report.final}
-        print(json.dumps(told), flush=True)
+def _tell(task: Task, output: Path, reports: int, parent: int) -> None:
+    """The body of a child: a JSON line for each report, into this descriptor, for as long as the `parent` lives."""
+    try:
+        with open(reports, "w", encoding="utf-8") as lines:
+            for report in _saved(explore(task), output):
+                line = {"totals": report.totals._asdict(), "text": report.text, "final": report.final}
+                if os.getppid() != parent:
+                    return
+                print(json.dumps(line), file=lines, flush=True)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        status = exit_status(error)
+        if status is None:
+            raise
+        print(f"pawl: {told(error)}", file=sys.stderr)
+        sys.exit(status)
 
 
 def _saved(reports: Iterator[Report], output: Path) -> Iterator[Report]:
@@ -56,23 +72,32 @@ def _saved(reports: Iterator[Report], output: Path) -> Iterator[Report]:
         yield report
 
 
-def gather(tasks: Sequence[Task], output: Path, watcher: Watcher) -> tuple[Totals, str]:
-    """One child process for each task; the first that finds something is waited for, the others are ended."""
+@contextmanager
+def started(tasks: Sequence[Task]) -> Iterator[Sequence[Child]]:
+    """A child process for each task, until the context ends. To be entered before there are other threads, which might
+    hold locks that the child would wait for."""
     with tempfile.TemporaryDirectory() as folder:
         children = [Child(task, Path(folder) / f"{number}.json") for number, task in enumerate(tasks)]
         try:
-            finder = _watch(children, output, watcher)
+            yield children
         finally:
-            statuses = [child.end() for child in children]
-        totals = Totals()
-        for child in children:
-            totals = totals.plus(child.totals)
-        if finder is not None:
-            finder.copy(output)
-            return totals, finder.text
-        if any(statuses):
-            raise CommandFailed("a process of the exploration failed; what it said is above")
-        return totals, ""
+            for child in children:
+                child.end()
+
+
+def gather(children: Sequence[Child], output: Path, watcher: Watcher) -> tuple[Totals, str]:
+    """What all of them come to; the first that finds something is waited for, the others are ended."""
+    finder = _watch(children, output, watcher)
+    statuses = [child.end() for child in children]
+    totals = Totals()
+    for child in children:
+        totals = totals.plus(child.totals)
+    if finder is not None:
+        finder.copy(output)
+        return totals, finder.text
+    if any(statuses):
+        raise CommandFailed("a process of the exploration failed; what it said is above")
+    return totals, ""
 
 
 def _watch(children: Sequence[Child], output: Path, watcher: Watcher) -> Child | None:
@@ -80,7 +105,7 @@ def _watch(children: Sequence[Child], output: Path, watcher: Watcher) -> Child |
     finder = None
     with selectors.DefaultSelector() as selector:
         for child in children:
-            selector.register(child.stdout, selectors.EVENT_READ, child)
+            selector.register(child.reports, selectors.EVENT_READ, child)
         while selector.get_map():
             for key, _ in selector.select(timeout=1.0):
                 child = key.data
@@ -106,17 +131,16 @@ class Child:
         self.text = ""
         self.final = False
         self._output = output
-        self._process = subprocess.Popen(
-            [*python("pawl.cli"), "explore", "--report", *words_of(task), "--output", str(output)],
-            stdout=subprocess.PIPE,
-            env=environment(),
-        )
-        assert self._process.stdout is not None
-        self.stdout = self._process.stdout
+        ours, theirs = os.pipe()
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(target=_tell, args=(task, output, theirs, os.getpid()))
+        self._process.start()
+        os.close(theirs)
+        self.reports = open(ours, "rb")  # noqa: SIM115 - closed by `end`
 
     def read(self) -> bool:
         """Take one line of its report. False when there is no further one."""
-        line = self.stdout.readline()
+        line = self.reports.readline()
         if line:
             told = json.loads(line)
             self.totals = Totals.told(told["totals"])
@@ -130,39 +154,16 @@ class Child:
 
     def stop(self) -> None:
         """It is not needed any more."""
-        if self._process.poll() is None:
-            self._process.terminate()
+        self._process.terminate()
 
     def end(self) -> int:
         """Its exit status, once it has ended; it is ended if need be."""
-        try:
-            self._process.wait(PATIENCE_S if self.final else 0.0)
-        except subprocess.TimeoutExpired:
+        self._process.join(PATIENCE_S if self.final else 0.0)
+        if self._process.is_alive():
             self.stop()
-        self.stdout.close()
-        return self._process.wait()
-
-
-def words_of(task: Task) -> list[str]:
-    """The task as flags of `pawl explore`."""
-    flags = {
-        "--seed": task.seed,
-        "--stride": task.stride,
-        "--ends": task.ends,
-        "--schedules": task.schedules,
-        "--shrink-seconds": task.shrink_seconds,
-        "--strategy": task.strategy,
-        "--cell": task.cell,
-        "--policy": task.policy,
-        "--cache": task.cache,
-        "--scheduler": task.scheduler,
-        "--max-requests": task.max_requests,
-        "--faults": task.faults,
-    }
-    flags |= {flag_of(name): value for name, value in (task.fixed | task.of_requests).items()}
-    if task.workload is not None:
-        flags["--workload"] = task.workload
-    return [str(word) for flag in flags.items() for word in flag]
+        self._process.join()
+        self.reports.close()
+        return self._process.exitcode or 0
 
 
 class Clock:

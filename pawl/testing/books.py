@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -91,13 +91,14 @@ def open_books(roots: Mapping[str, object]) -> Iterator[str]:
             continue
         seen.add(id(thing))
         for name, value in _attributes(thing):
-            if isinstance(value, _BOOKS):
-                if value and not any(f"{kind.__name__}.{name}" in KEPT for kind in type(thing).__mro__):
+            kind: Any = type(value)
+            if _is_book(kind):
+                if value and not any(f"{each.__name__}.{name}" in KEPT for each in type(thing).__mro__):
                     yield f"{type(thing).__name__}.{name} has {len(value)}: {value!r:.100}"
-            elif _is_ours(value):
+            elif _may_keep(kind):
                 stack.append(value)
             elif isinstance(value, tuple):
-                stack.extend(each for each in value if _is_ours(each))
+                stack.extend([each for each in value if _may_keep(cast(Any, type(each)))])
 
 
 def needless_timers(system: SimulatedSystem) -> Iterator[str]:
@@ -109,9 +110,9 @@ def needless_timers(system: SimulatedSystem) -> Iterator[str]:
         yield from (f"{name} still waits for {each}" for each in counts if isinstance(each, AskExpired))
 
 
-def _is_ours(value: object) -> bool:
-    kind: Any = type(value)
-    return _may_keep(kind)
+@cache
+def _is_book(kind: Any) -> bool:
+    return issubclass(kind, _BOOKS)
 
 
 @cache
@@ -127,8 +128,13 @@ def _may_keep(kind: Any) -> bool:
 
 def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
     yield from vars(thing).items() if hasattr(thing, "__dict__") else ()
-    for kind in type(thing).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
-                yield name, getattr(thing, name)
+    kind: Any = type(thing)
+    yield from ((name, getattr(thing, name)) for name in _slots_of(kind) if hasattr(thing, name))
+
+
+@cache
+def _slots_of(kind: Any) -> tuple[str, ...]:
+    """Names of attributes that are not in the dictionary of things of this class."""
+    slots = [each.__dict__.get("__slots__", ()) for each in kind.__mro__]
+    names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from pawl.actors.codec import make_codec
@@ -198,7 +199,7 @@ class Cluster(Case):
             self.starter.stepped()
         for replica in self.replicas:
             replica.stepped()
-        if self.workload.shape.prefillers and not (self.closing or self.crashed or self.system.num_waiting()):
+        if self.workload.shape.prefillers and not (self.closing or self._waits or self.crashed):
             self.checks.check_pairs()
 
     def done(self) -> bool | None:
@@ -208,7 +209,7 @@ class Cluster(Case):
             return True
         if not self.closing and (self.desk.wants_stop or NAMES.gateway in self.crashed):
             self._stop()
-        if not self.closing and self.desk.at_rest and not self.system.num_waiting() and not self._at_work:
+        if not self.closing and self.desk.at_rest and not self._waits and not self._at_work:
             self.checks.check_rest()
             self._stop()
         return None
@@ -216,6 +217,12 @@ class Cluster(Case):
     def _stop(self) -> None:
         self.closing = True
         self.system.begin_stop(stop_order(self._specs))
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a message was sent and not taken."""
+        system = self.system
+        return any(driver.cell.mailbox.waits for driver in system.drivers) or system.network.num_on_the_way() > 0
 
     @property
     def _at_work(self) -> bool:
@@ -250,6 +257,8 @@ class Cluster(Case):
     @property
     def crashed(self) -> set[str]:
         """Those whose loss clients may notice: not where another replica takes over."""
+        if not self.system.failures:
+            return set()
         if self.router is not None and not self.router.fleet.lost:
             lost = {name for replica in self.replicas if replica.lost for name in replica.names.own}
             return self.failed - lost
@@ -314,10 +323,14 @@ def cluster(
     return Cluster(system_of(workload, source, faults, preempt=preempt), workload, properties, model)
 
 
+_codec_of = lru_cache(maxsize=64)(make_codec)
+"""One for each union of messages: every run is in one thread, and reads what it writes at once."""
+
+
 def system_of(
     workload: Workload, source: ChoiceSource, faults: Faults = NO_FAULTS, *, preempt: bool = False
 ) -> SimulatedSystem:
     """Where the actors of an engine for `workload` live."""
-    codec = make_codec if workload.encoded or workload.processes else None
+    codec = _codec_of if workload.encoded or workload.processes else None
     is_wire = crosses if workload.processes else no_wires
     return SimulatedSystem(source, seed=1, faults=faults, is_wire=is_wire, preempt=preempt, make_codec=codec)

@@ -251,6 +251,7 @@ class Stages:
     a step whose inputs were not drawn yet waits for them."""
 
     def __init__(self, shape: Shape) -> None:
+        self._at_once = not shape.steps_take_time
         self._times = shape.times
         self._token_s = shape.token_s
         self._hitches = cycle(shape.hitches or (0.0,))
@@ -260,6 +261,8 @@ class Stages:
 
     def through(self, batch: StepBatch, now: float) -> float:
         """When a step that is launched `now` has left the last stage."""
+        if self._at_once:
+            return now
         at = max(now, float(self._drawn_at[batch.slots[batch.chained]].max(initial=0.0)))
         more_s = next(self._hitches) + self._token_s * int(batch.lengths.sum())
         for stage, seconds in enumerate(self._times):

@@ -159,11 +159,10 @@ class SimulatedReplica:
 
     def stepped(self) -> None:
         """Judge the records that are new."""
-        records = self.trace.records
-        while self._num_judged < len(records):
-            record = records[self._num_judged]
-            self._num_judged += 1
-            raise_first(self.monitor.observe(record))
+        if len(self.trace.records) > self._num_judged:
+            for record in self.trace.records[self._num_judged :]:
+                self._num_judged += 1
+                raise_first(self.monitor.observe(record))
         if self._ghost is not None and self._ghost.faults:
             raise PropertyFailed("read_after_commit", str(self._ghost.faults[0]))
         if self._ghost is not None and self._ghost.carried:
