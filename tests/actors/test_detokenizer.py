@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.detokenizer import Detokenizer, OutputsRefused, RowInUse
+from pawl.actors.detokenizer import UNREADABLE, Detokenizer, OutputsRefused, RowInUse
 from pawl.actors.messages.generate import (
     Accepted,
     Admitted,
@@ -28,10 +28,11 @@ from pawl.actors.messages.generate import (
 )
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext, Sent
+from pawl.actors.text.stream import Stream
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
-from pawl.loops.orders.requests import Finish
+from pawl.loops.orders.requests import Abort, Finish
 from tests.actors.vocabularies import byte_level, sentencepiece, untimed
 
 TIMING = Timing(submitted=1.0, admitted=2.0, first_token=3.0, ended=4.0)
@@ -387,3 +388,75 @@ def test_the_gateway_learns_the_prompt_where_it_was_asked_for_and_where_the_repl
         tokens = np.array([5, 6], dtype=np.int32)
         bench.actor.receive(Opened(len(prompt), 1, options, 2, tokens))
         assert bench.context.sent.pop().message == Accepted(1, 2, options.in_reasoning, prompt)
+
+
+def fails_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """What `owner` calls `name` raises the first time."""
+
+    def raises(*what: Any) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(owner, name, raises)
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("admit", {"admitted": (Admitted(0, 3, TIMING),)}),
+        ("add_prompt_scores", {"prompt_logprobs": ((0, prompt_scores(0, [-1.0])),)}),
+        ("add_embedding", {"embeddings": ((0, np.zeros(2, np.float32)),)}),
+    ],
+)
+def test_what_one_stream_cannot_be_told_ends_its_request_alone(
+    name: str, rest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.open(0, 10)
+    bench.open(1, 11)
+    fails_once(monkeypatch, Stream, name)
+    [output] = bench.step([(0, 5), (1, 6)], **rest)
+    assert (output.request, output.tokens, bench.actor.num_open) == (11, (6,), 1)
+    assert bench.context.take("scheduler") == [Abort((10,), Cause.INTERNAL, UNREADABLE)]
+    [output] = bench.step(ended=[ended(0, 10, message=UNREADABLE)])
+    assert output.done is not None
+    assert (output.done.cause, output.done.message) == (Cause.INTERNAL, UNREADABLE)
+
+
+def test_a_step_that_cannot_be_read_at_all_ends_all_that_it_names_and_nobody_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    for row in range(4):
+        bench.open(row, 10 + row, stop=("hello",) if row == 0 else ())
+    [hello] = bench.ids("hello")
+    bench.step([(0, hello)])
+    assert bench.finishes() == [Finish(10, 1)], "it has had its end"
+    rows = np.array([2, 8], np.int32)
+    message = StepTokens(rows, rows, ended=(ended(0, 10), ended(1, 11), ended(3, 9), ended(7, 17)))
+    fails_once(monkeypatch, bench.actor, "_outputs_of")
+    assert bench.actor.spares(message, RuntimeError("a defect"))
+    [told] = bench.context.take("gateway")
+    assert [(each.request, each.done.cause, each.done.message) for each in told.outputs] == [
+        (request, Cause.INTERNAL, UNREADABLE) for request in (11, 9, 17)
+    ]
+    assert bench.context.take("scheduler") == [Abort((12,), Cause.INTERNAL, UNREADABLE)]
+    assert [stream.request for stream in bench.actor._streams.values()] == [13]
+    [output] = bench.step([(2, hello), (3, hello)])
+    assert (output.request, output.text) == (13, "hello")
+
+
+def test_what_is_held_back_and_cannot_be_made_text_of_is_left_out_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    for row in range(2):
+        bench.open(row, 10 + row, stop=("hello!",))
+    [hello] = bench.ids("hello")
+    bench.step([(0, hello), (1, hello)])
+    fails_once(monkeypatch, Stream, "flush")
+    bench.actor.stopped("shutdown")
+    [told] = bench.context.take("gateway")
+    assert [(each.request, each.text, each.done.cause) for each in told.outputs] == [
+        (10, "", Cause.DRAINED),
+        (11, "hello", Cause.DRAINED),
+    ]
+    assert bench.actor.num_contained == 1

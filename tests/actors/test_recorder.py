@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pawl.actors.messages.control import TraceLoss
-from pawl.actors.recorder import FLUSH_S, MAX_BATCH, RETRY_S, Recorder, Records, TraceSink
+from pawl.actors.recorder import FLUSH_S, MAX_BATCH, RETRY_S, Flush, Recorder, Records, TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.manual import ManualContext
@@ -250,3 +250,40 @@ def test_a_record_that_has_no_encoding_counts_as_lost(tmp_path: Path) -> None:
     target, context = recorder(tmp_path)
     target.receive(Records((StepCommitted(1, 0.0, np.zeros(1, np.uint8), np.zeros(1, np.int64), PAGES),)))
     assert context.take("gateway") == [TraceLoss("recorder", "", 1)]
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_writer_that_fails_in_the_middle_of_a_message_costs_no_record_and_doubles_none(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, context = recorder(tmp_path)
+    append, calls = TraceWriter.append, 0
+
+    def fails_once(writer: TraceWriter, record: Record) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at + 1:
+            raise RuntimeError("a defect")
+        append(writer, record)
+
+    monkeypatch.setattr(TraceWriter, "append", fails_once)
+    records = tuple(Digest(step, step) for step in range(3))
+    context.deliver(Records(records))
+    context.deliver(Records((Digest(3, 3),)))
+    target.stopped("")
+    assert written(tmp_path) == [*records, Digest(3, 3)]
+    assert target.num_contained == 1
+
+
+def test_a_flush_that_fails_is_contained_and_the_next_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, context = recorder(tmp_path)
+    context.deliver(Records((Digest(1, 1),)))
+    with monkeypatch.context() as failing:
+        failing.setattr(TraceWriter, "flush", lambda writer: 1 // 0)
+        context.deliver(Flush())
+    assert (target.num_contained, written(tmp_path)) == (1, [])
+    context.deliver(Records((Digest(2, 2),)))
+    context.advance(FLUSH_S)
+    assert written(tmp_path) == [Digest(1, 1), Digest(2, 2)]

@@ -11,7 +11,7 @@ import pytest
 from pawl.actors.runtime.actor import Down, Lane, Overflow
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import Reason
-from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Post, Stop, read, written
+from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Over, Post, Stop, read, written
 from pawl.actors.runtime.processes.remote import RemoteCell
 from pawl.actors.runtime.receiver import Phase
 from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, Stray
@@ -363,3 +363,23 @@ def test_what_comes_for_an_actor_that_has_just_ended_is_a_dead_letter_and_its_cr
         ("y", Say(1), Reason.RECEIVER_GONE)
     ]
     assert link._flows["y"].dropped == 1
+
+
+def test_who_waits_for_an_actor_that_ends_is_told_that_all_was_taken_or_never_will_be(between: Between) -> None:
+    passed: list[str] = []
+    remote = between.a.find("y")
+    assert isinstance(remote, RemoteCell)
+    between.wires["a"].room = 0
+    for number in range(2):  # of which one is at the wire
+        between.a.send("y", Say(number))
+    assert remote.mark(lambda: passed.append("passed"))
+    assert passed == []
+    (link,) = between.a.links.values()
+    for _ in range(2):
+        between.a.told(link, Over("y", failed=False))
+    between.a.told(link, Over("nobody", failed=True))
+    assert (passed, remote.phase) == (["passed"], Phase.ENDED)
+    assert [(each.to, each.reason) for each in between.a.dead_letters.recent()] == [("y", Reason.RECEIVER_GONE)]
+    assert not remote.mark(lambda: passed.append("late"))
+    link._credited(Credit("y", 1))  # which was on its way
+    assert passed == ["passed"]

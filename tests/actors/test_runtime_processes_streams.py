@@ -21,7 +21,8 @@ from pawl.actors.runtime.drivers import visitor
 from pawl.actors.runtime.processes.frames import MOST_BYTES, MOST_FRAMES
 from pawl.actors.runtime.processes.readers import Readers, polling_streams
 from pawl.actors.runtime.processes.sockets import Sockets
-from pawl.actors.runtime.processes.streams import AT_ONCE_BYTES, Broken, Incoming, after
+from pawl.actors.runtime.processes.streams import AT_ONCE_BYTES, Broken, Incoming, StreamWire, after
+from pawl.actors.runtime.processes.wires import SocketWire
 from tests.actors.linked_systems import wait_for
 
 
@@ -187,3 +188,64 @@ def test_where_there_is_no_wire_nothing_is_looked_after() -> None:
     readers.close()
     # A time an hour after the start of the machine is past, and a wait that is over at once keeps a core busy.
     assert readers._tick() == math.inf
+
+
+def test_a_stream_that_ends_in_the_middle_of_a_large_message_has_ended(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    one, other = pair
+    incoming = Incoming()
+    one.sendall(written([bytes(2 * AT_ONCE_BYTES)])[:-1])
+    assert everything(incoming, other) == []
+    one.close()
+    with pytest.raises(EOFError):
+        incoming.read(other)
+
+
+@pytest.mark.parametrize("linger_s", [0.0, 60.0])
+def test_what_was_not_written_yet_goes_before_a_wire_is_shut_if_there_is_time_for_it(
+    linger_s: float, tmp_path: Path
+) -> None:
+    class Nobody:
+        """Reads for nobody."""
+
+        def wake(self) -> None: ...
+
+    thread: Any = Nobody()
+    waits = StreamWire(thread, f"{tmp_path}/link", waits=True)
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.connect(f"{tmp_path}/link")
+    waits._accept()
+    frames, read = [b"head", bytes(1 << 22)], bytearray()
+
+    def read_all() -> None:
+        while chunk := stranger.recv(1 << 20):
+            read.extend(chunk)
+
+    assert waits._send(frames)
+    assert waits.blocked, "more than a socket takes at once"
+    reading = threading.Thread(target=read_all)
+    waits.close(linger_s)
+    if linger_s:
+        reading.start()
+        waits.shut()
+    else:
+        waits.shut()
+        reading.start()
+    reading.join(60.0)
+    stranger.close()
+    assert (bytes(read) == written(frames)) == bool(linger_s)
+    assert waits.polled()[0][0] == -1, "it is closed"
+
+
+def test_what_a_link_cannot_hear_ends_it_with_the_kind_of_failure() -> None:
+    class Deaf(Noted):
+        def receive(self, frames: Sequence[Frame]) -> None:
+            raise RuntimeError("a defect")
+
+        def ends(self, reason: str) -> None:
+            self.hung.append(reason)
+
+    link: Any = Deaf()
+    SocketWire._hear(None, link, [b""])  # type: ignore[arg-type]
+    assert link.hung == ["what it said could not be handled: RuntimeError"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from pawl.actors.fields import convert
 from pawl.actors.sampling import Limits, OfflineSampling, offline_sampling
 from pawl.actors.text.invalid import InvalidRequest
+from pawl.gpu.step_runner import Abilities
 from pawl.lifecycle.request import SamplingParameters
 
 LIMITS = Limits(context_length=100, vocabulary_size=10)
@@ -155,3 +157,18 @@ def test_counts_are_bounded() -> None:
         sampling_of({"stop_token_ids": [*range(1, 9)]}, ended)
     with pytest.raises(InvalidRequest, match="logit_bias must be an object of at most 1024 members"):
         sampling_of({"logit_bias": dict.fromkeys(range(1025), 0)}, ended)
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits", "words"),
+    [
+        ({}, {"abilities": Abilities(generates=False)}, "makes vectors of texts and generates none"),
+        ({"regex": "a"}, {"grammars": False}, "cannot be kept to a grammar"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused_and_what_it_can_is_not(
+    fields: dict[str, Any], limits: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        sampling_of(fields, structs.replace(LIMITS, **limits))
+    assert sampling_of(fields).max_new_tokens == 100

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pawl.actors.control import Ask
+from pawl.actors.expert_moves import switched
 from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
 from pawl.actors.messages.execution import AwaitRunner, ResetWorker, RunnerBack
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD, Stage, Swap
@@ -18,7 +19,11 @@ from pawl.actors.weight_questions import CheckWeights, GetWeights
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.parallel.group import RankGroup
-from pawl.lifecycle.weight_source import FromDisk, WeightSource
+from pawl.gpu.step_runner import PlannedMove, WeightsRefused
+from pawl.gpu.trainers.received import Received
+from pawl.lifecycle.weight_group import TensorSpec
+from pawl.lifecycle.weight_source import FromDisk, FromMemory, FromTrainer, WeightSource
+from pawl.loops.intake import Outcome
 from pawl.loops.orders.adapters import AdapterLoaded
 from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged, WeightsSwapped
@@ -141,3 +146,37 @@ def _losing_one() -> tuple[RankGroup, Faults]:
     faults = Faults()
     faults.wanted.append("rank 1 dies")
     return group_of(faults), faults
+
+
+def test_what_a_trainer_sent_is_used_up_by_a_reading_under_which_ranks_are_lost() -> None:
+    group, _ = _losing_one()
+    sent = FromMemory((TensorSpec("ghost.first", "uint64", (1,)),), (0, 8), memoryview(bytes(8)))
+    received = Received()
+    received.put(3, sent)
+    at_stager = ManualContext(Stager(group, received), NAMES.stager)
+    at_stager.deliver(Stage(3, FromTrainer()))
+    (told,) = at_stager.take_sent()
+    assert isinstance(told.message, WeightsFailed)
+    assert (told.to, told.message.ticket) == (NAMES.scheduler, 3)
+    assert not at_stager.take_sent(), "nobody waits for the ranks"
+
+
+def test_experts_that_cannot_be_switched_stay_and_the_reason_is_told() -> None:
+    class Switching:
+        def due(self) -> bool:
+            return True
+
+        def stage(self) -> PlannedMove | None:
+            return None
+
+        def switch(self, ticket: int) -> None:
+            assert ticket == 7
+
+    class Refusing(Switching):
+        def switch(self, ticket: int) -> None:
+            raise WeightsRefused(f"nothing is staged for {ticket}")
+
+    planned = PlannedMove(ticket=7, moved=3, layers=2, before=2.0, after=1.2344)
+    assert switched(Refusing(), planned) == Outcome(False, "nothing is staged for 7")
+    facts = {"moved_experts": 3, "layers": 2, "imbalance_before": 2.0, "imbalance_after": 1.234}
+    assert switched(Switching(), planned) == Outcome(True, "3 experts were moved.", facts)

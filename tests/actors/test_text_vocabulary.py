@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pawl.actors.text.byte_table import SPACE_MARK
-from pawl.actors.text.conversion import UnsupportedVocabulary
-from pawl.actors.text.vocabulary import Vocabulary
+from pawl.actors.text.conversion import LONGEST_PIECE, UnsupportedVocabulary
+from pawl.actors.text.vocabulary import WORD_BYTES, Vocabulary
 from tests.actors.vocabularies import (
     byte_level,
     byte_level_metadata,
@@ -305,3 +305,24 @@ def test_all_that_a_gguf_file_says_of_its_first_and_last_token_and_of_templates_
     assert (unknown.bos_token, unknown.eos_token, unknown.eos_ids, unknown.chat_templates) == ("", "", (), {})
     beyond = Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.bos_token_id": known.size}))
     assert beyond.bos_token == ""
+
+
+def test_the_longest_token_is_known_of_each_kind_of_vocabulary() -> None:
+    assert byte_level().longest_token == len("<|im_start|>")
+    assert sentencepiece().longest_token == len("<eos>")
+    assert wordpiece().longest_token == WORD_BYTES
+    neighbours = Tokenizer(models.WordLevel({"[UNK]": 0, "hé": 1, "wörld": 2}, unk_token="[UNK]"))
+    neighbours.decoder = decoders.WordPiece()
+    assert Vocabulary(neighbours, eos_ids=[0]).byte_table is None
+    assert Vocabulary(neighbours, eos_ids=[0]).longest_token == len("wörld".encode())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_piece_of_any_length_is_not_cut_in_every_way(more: int) -> None:
+    metadata = sentencepiece_metadata()
+    metadata["tokenizer.ggml.tokens"][-1] = "a" * (LONGEST_PIECE + more)
+    if more:
+        with pytest.raises(UnsupportedVocabulary, match=f"a token of the GGUF file has {LONGEST_PIECE + 1} characters"):
+            Vocabulary.from_gguf(metadata)
+    else:
+        assert Vocabulary.from_gguf(metadata).longest_token == LONGEST_PIECE
