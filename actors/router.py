@@ -266,11 +266,11 @@ class Router(Actor):
         routed.prompt = message.prompt if routed.prompt is None else routed.prompt
         replica.num_tokens += routed.num_tokens
         if not routed.taken:
-            routed.taken = True
             if routed.finished is not None:
-                self._finish(Finish(message.request, routed.finished))
+                self.context.send(replica.names.scheduler, Finish(message.request, routed.finished), Lane.CONTROL)
             elif routed.aborted is not None:
-                self._abort(Abort((message.request,), *routed.aborted))
+                self._send_abort(message.replica, Abort((message.request,), *routed.aborted))
+            routed.taken = True
         if not routed.opened:
             routed.opened = self.context.send(FRONT.detokenizer, msgspec.structs.replace(message, row=stream))
 

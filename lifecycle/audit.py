@@ -233,7 +233,7 @@ def _beginning(first: Record) -> tuple[bool, Sequence[str]]:
 
 def _damage(reader: Reader, from_checkpoint: bool) -> tuple[Damage, ...]:
     """What is wrong with the files; of a trace that is judged from a checkpoint, those before it may be gone."""
-    return reader.damage_but(DamageKind.TRUNCATED) if from_checkpoint else tuple(reader.damage)
+    return tuple(each for each in reader.damage if not (from_checkpoint and each.kind is DamageKind.TRUNCATED))
 
 
 def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:

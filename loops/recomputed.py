@@ -288,7 +288,6 @@ def _other_tokens(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
             where = f"output token {index}, at position {life.num_prompt + index},"
             record = life.records[index - before] if index >= before else 0
             yield record, f"{where} is recorded as {said}; computed again it is {drawn}"
-            return
 
 
 def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
@@ -304,7 +303,6 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
             place = int(other.argmax())
             text = f"the log-probability of the token at position {positions[place]} is recorded as"
             yield scored.record, f"{text} {scored.chosen[place]!s}; computed again it is {chosen[place]!s}"
-            return
         widths = np.count_nonzero(kept, axis=1)
         if (widths != scored.num_top).any():
             return
@@ -312,7 +310,6 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
         if other.any():
             place = int(np.searchsorted(np.cumsum(widths), int(other.argmax()), "right"))
             yield scored.record, f"the likeliest tokens in the place of position {positions[place]} are others"
-            return
 
 
 def _other_vector(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:

@@ -61,9 +61,6 @@ class Transaction:
         self._before = 0
         """The digest when the pending change began."""
 
-    def __len__(self) -> int:
-        return len(self._undo)
-
     def change(self, undo: Callable[..., Any], *arguments: Any) -> Self:
         """Log `undo` for what the body of a `with` does, and how far that moves the digest.
 

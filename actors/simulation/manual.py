@@ -93,6 +93,6 @@ class ManualContext:
             self.time_s = max(self.time_s, due)
             timer = self._timers.pop_due(due)
             if timer is not None and timer.claim():
-                self._actor.receive(timer.message)
+                self.deliver(timer.message)
                 self._actor.settled()
         self.time_s = until

@@ -157,10 +157,6 @@ class EventReader:
         """Which part of the file is read, 0 to 1."""
         return min(1.0, self._num_bytes / max(self._size, 1))
 
-    def damage_but(self, *kinds: DamageKind) -> tuple[Damage, ...]:
-        """What is wrong beside these kinds."""
-        return tuple(each for each in self.damage if each.kind not in kinds)
-
     def __iter__(self) -> Iterator[Record]:
         for block in self.blocks():
             yield from block

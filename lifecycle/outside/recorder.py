@@ -179,9 +179,8 @@ class OutsideRecorder:
         self._move(request, Event.RETRACT, Cause.MEMORY)
 
     def planned(self, step: int, parts: Sequence[Part]) -> None:
-        """A step was launched. A request that waits is admitted by it, behind what its part does not compute."""
-        if not parts:
-            return
+        """A step with any parts was launched. A request that waits is admitted by it, behind what its part does not
+        compute."""
         self._step = step
         for part in parts:
             if self._rows[part.request].phase is State.QUEUED:

@@ -77,8 +77,6 @@ class _Coming(NamedTuple):
 
     def is_busy(self, session: _Session, other: _Turn) -> bool:
         """Whether a live turn stands in the way."""
-        if other.why_not:
-            return False
         mine = self.turn.parent
         below = mine is None or mine in session.line(other.parent)
         replaced = any(rid in other.replaces for rid in session.line(mine))
@@ -132,7 +130,8 @@ class SessionAtomicity(Property):
 
     @on(Submitted)
     def _arrived(self, record: Submitted, history: History) -> Sequence[Violation]:
-        return tuple(self._submitted(record, history)) if self._coming is not None else ()
+        coming, self._coming = self._coming, None
+        return () if coming is None else tuple(self._submitted(coming, record, history))
 
     @on(Contained)
     def _failed(self, record: Contained, history: History) -> Sequence[Violation]:
@@ -175,10 +174,7 @@ class SessionAtomicity(Property):
                 most = int(fields["max_new_tokens"])
                 self._coming = _Coming(int(fields["request"]), name, turn, new, most, scored_from, clears)
 
-    def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
-        coming, self._coming = self._coming, None
-        if coming is None:
-            return
+    def _submitted(self, coming: _Coming, record: Submitted, history: History) -> Iterator[Violation]:
         if coming.request != record.request:
             yield self.violation(history, f"request {coming.request} was announced, whose turn it is", record.request)
             return

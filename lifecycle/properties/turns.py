@@ -133,7 +133,7 @@ class FairMicroBatches(Property):
     def _decoding(self, history: History) -> Indices:
         """Rows that decode and have more tokens to come, before the step that is planned."""
         count = history.num_rows
-        most = history.num_prompt[:count] + np.maximum(history.num_wanted[:count] - 1, 0)
+        most = history.num_prompt[:count] + history.num_wanted[:count] - 1
         rows: Indices = np.flatnonzero(history.working[:count] & self._draws[:count] & (self._end[:count] < most))
         return rows
 

@@ -14,6 +14,7 @@ from pawl.actors.recorder import Records
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.records import Answered
+from pawl.lifecycle.states import Cause
 from tests.actors.test_gateway import World, done, submit
 
 
@@ -87,4 +88,17 @@ def test_who_watches_an_end_hears_of_it_though_the_first_time_failed(world: Worl
     assert world.gateway.when_ended(request, hears)
     world.output(request, end=done())
     assert heard == ["told", "told"]
+    world.gateway.check()
+
+
+def test_who_was_told_of_a_failure_has_ended_with_it_whatever_the_scheduler_says_of_the_end(world: World) -> None:
+    (first, second), (inbox, other) = world.open(submit("a"), submit("b"))
+    world.gateway.requests.tell_failure(first)
+    world.gateway.requests.tell_failure(second + 1)  # whom nobody knows
+    assert inbox.refusal is not None
+    assert (inbox.refusal.cause, other.refusal) == (Cause.INTERNAL, None)
+    for request in (first, second):
+        world.output(request, end=done())
+    assert world.gateway.requests.totals.ended == {Cause.INTERNAL: 1, Cause.LENGTH: 1}
+    assert other.take().done is not None
     world.gateway.check()

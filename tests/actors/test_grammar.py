@@ -114,3 +114,41 @@ def test_eager_grammars_are_prepared_when_the_actor_starts_and_a_failure_is_surv
     assert made == ["made"]
     actor.receive(Compile(1, SOUND))
     assert answers(context) == [GrammarReady(1)]
+
+
+@pytest.mark.parametrize("handler", ["receive", "_release", "_compile_next"])
+def test_whatever_fails_the_next_request_has_its_answer_and_nothing_stays_held(
+    handler: str, actor: GrammarCompiler, context: ManualContext, grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = getattr(GrammarCompiler, handler), 0
+
+    def fails_first(self: GrammarCompiler, *what: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("a defect")
+        whole(self, *what)
+
+    monkeypatch.setattr(GrammarCompiler, handler, fails_first)
+    for message in (Compile(1, SOUND), Compile(2, SOUND), Release(1), Compile(3, SOUND)):
+        context.deliver(message)
+    told = answers(context)
+    for request in (1, 2, 3):
+        context.deliver(Release(request))
+    expected: dict[str, list[Any]] = {
+        "receive": [Abort((1,), Cause.INTERNAL, BROKEN), GrammarReady(2), GrammarReady(3)],
+        "_release": [GrammarReady(2), GrammarReady(3)],
+        "_compile_next": [Abort((2,), Cause.INTERNAL, BROKEN), GrammarReady(3)],
+    }
+    assert told == expected[handler]
+    assert (grammars.num_held, actor.num_open, actor.num_contained) == (0, 0, 1)
+
+
+def test_one_that_cannot_be_taken_does_not_keep_those_before_it_waiting(
+    actor: GrammarCompiler, context: ManualContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor._waiting[1] = SOUND  # as where what sets the timer has failed
+    with monkeypatch.context() as failing:
+        failing.setattr(actor, "receive", lambda message: 1 // 0)
+        context.deliver(Release(2))
+    assert answers(context) == [GrammarReady(1)]

@@ -116,3 +116,21 @@ def judged(records: list[Record]) -> list[str]:
     for record in DECODER.decode(ENCODER.encode(records)):
         monitor.observe(record)
     return [str(violation) for violation in monitor.violations]
+
+
+@pytest.mark.parametrize("request_", [1, 2])
+def test_who_cannot_be_taken_at_all_is_refused_also_the_very_first(
+    request_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Failing(0, "lockstep")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("no memory")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(bench.scheduler.intake, "submit", fails)
+        bench.tell(bench.submit(request_, PROMPTS[1], 2))
+    assert (bench.refused, bench.ended) == ([request_], {})
+    bench.tell(bench.submit(3, PROMPTS[3], 2))
+    bench.rest()
+    assert bench.tokens[3] == expected(PROMPTS[3], 2)

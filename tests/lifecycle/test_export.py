@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from pawl.lifecycle.audit import audit
 from pawl.lifecycle.export.chrome import chrome_trace
 from pawl.lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
 from pawl.lifecycle.export.otlp import otlp_trace
-from pawl.lifecycle.export.parquet import export_parquet
+from pawl.lifecycle.export.parquet import ParquetUnavailable, export_parquet
 from pawl.lifecycle.export.timeline import Timeline, _Builder, timeline
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.monitor import Monitor
-from pawl.lifecycle.records import DECODER, ENCODER, Record, Started, StepPlanned, Submitted, TierTold, Transition
+from pawl.lifecycle.records import DECODER, ENCODER, Gap, Record, Started, StepPlanned, Submitted, TierTold, Transition
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.trace.reader import TraceReader
 from tests.lifecycle.story import sound_run, write
@@ -284,3 +285,17 @@ def test_started_is_there_with_its_configuration(tmp_path: Path) -> None:
     export_parquet(RUNS[1], tmp_path / "t.parquet")
     first = parquet.read_table(tmp_path / "t.parquet").to_pylist()[0]
     assert (first["record"], json.loads(first["config"])) == ("Started", started.config)
+
+
+def test_without_pyarrow_a_table_is_refused_with_the_package_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ParquetUnavailable, match=r"Parquet needs pyarrow: .*pip install pyarrow"):
+        export_parquet(STORY.records, tmp_path / "run.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_in_a_trace_is_missing_in_its_timeline() -> None:
+    gaps = [Gap(3, "the disk was full"), Gap(1, "the mailbox was full")]
+    assert timeline([*STORY.records[:5], *gaps, *STORY.records[5:]]).gaps == gaps

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from pawl.lifecycle.audit import Report, Verdict, judge
-from pawl.lifecycle.outside import events
+from pawl.lifecycle.outside import events, recorder
 from pawl.lifecycle.outside.events import EventReader
 from pawl.lifecycle.outside.places import Places
 from pawl.lifecycle.outside.properties import outside_properties
@@ -332,3 +332,28 @@ def test_how_far_a_file_is_read_is_known_at_each_line(tmp_path: Path) -> None:
     assert set(seen) <= shares
     assert seen == sorted(seen)
     assert (reader.share, len(set(seen)) > len(RUN) // 2) == (1.0, True)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+def test_who_ended_before_so_many_others_is_not_known_any_more_and_its_name_may_come_again(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "QUARANTINE", kept)
+
+    def life(name: str) -> list[Line]:
+        return [submitted(name, [1], 1), {"event": "aborted", "request": name, "told": 0}]
+
+    others = [line for number in range(kept) for line in life(f"r{number}")]
+    stopped = {"event": "stopped", "pages": {"free": 6, "owned": 0, "cached": 0}}
+    report = judged(tmp_path, [RUN[0], *life("a"), *others, *life("a"), *others[:-2], *others[-2:], stopped])
+    assert report.verdict is Verdict.PASS, report.text()
+    assert report.num_requests == 2 * kept + 2
+    late = {"event": "preempted", "request": "a"}
+    known = judged(tmp_path, [RUN[0], *life("a"), *others[2:], late, stopped])
+    assert known.verdict is Verdict.VIOLATION, known.text()
+    forgotten = judged(tmp_path, [RUN[0], *life("a"), *others, late, stopped])
+    assert "no request is called 'a'" in forgotten.text()
+    again = judged(
+        tmp_path, [RUN[0], *life("a"), submitted("a", [1], 1), *others, late | {"event": "aborted"}, stopped]
+    )
+    assert again.verdict is Verdict.PASS, again.text()

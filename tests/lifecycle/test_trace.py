@@ -113,11 +113,21 @@ def miscounted(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
     return data[:begin] + sealed(header + digest) + payload + data[end:]
 
 
+def of_other_records(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    """The header of block 2 says that it was written with other records, and everything else is right."""
+    (begin, end) = cuts[2]
+    *place, schema, previous = BLOCK.unpack(data[begin : begin + BLOCK.size])
+    header, payload = BLOCK.pack(*place, schema[::-1], previous), data[begin + BLOCK_SIZE : end]
+    digest = hashlib.sha256(header + payload).digest()
+    return data[:begin] + sealed(header + digest) + payload + data[end:]
+
+
 DAMAGES: dict[str, tuple[Callable[[bytes, list[tuple[int, int]]], bytes], DamageKind, int, str]] = {
     "a bit of the content": (lambda d, c: flip(d, c[2][1] - 1), DamageKind.CORRUPT, 2, "SHA-256"),
     "a bit of the header": (lambda d, c: flip(d, c[2][0] + 5), DamageKind.CORRUPT, 2, "header is damaged"),
     "a bit of the length": (lambda d, c: flip(d, c[2][0] + 32), DamageKind.CORRUPT, 2, "header is damaged"),
     "a bit of the file header": (lambda d, c: flip(d, 9), DamageKind.CORRUPT, 0, "header of .* is damaged"),
+    "a block of other records": (of_other_records, DamageKind.FOREIGN, 2, "other records than this Pawl reads"),
     "two blocks exchanged": (exchanged, DamageKind.CORRUPT, 1, "records 8 to 15 are missing"),
     "a block dropped": (
         lambda d, c: d[: c[1][0]] + d[c[1][1] :],

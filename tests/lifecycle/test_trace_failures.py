@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pawl.lifecycle.records import Digest, Gap, Record
+from pawl.lifecycle.trace import writer
 from pawl.lifecycle.trace.reader import Damage, TraceReader
 from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.story import PLENTY
@@ -50,7 +51,7 @@ def test_whatever_fails_at_a_block_it_is_in_the_file_once_or_lost_and_told(
 
 def test_who_cannot_make_room_or_close_a_file_writes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 1 << 20
-    writer, close = TraceWriter(tmp_path, limit), os.close
+    made, close = TraceWriter(tmp_path, limit), os.close
 
     def closes(descriptor: int) -> None:
         close(descriptor)
@@ -62,18 +63,37 @@ def test_who_cannot_make_room_or_close_a_file_writes_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(TraceWriter, "_make_room", gone)
     with monkeypatch.context() as patched:
         patched.setattr(os, "close", closes)
-        while not writer.trouble:
-            writer.append(Gap(1, "x" * 500))
+        while not made.trouble:
+            made.append(Gap(1, "x" * 500))
     told = Gap(0, "the trace could not be flushed to the device: no quota")
-    writer.append(Digest(1, 1))
-    writer.close()
-    records, damage = read(writer.path)
-    assert (records[-2:], damage, writer.num_lost_total) == ([told, Digest(1, 1)], [], 0)
+    made.append(Digest(1, 1))
+    made.close()
+    records, damage = read(made.path)
+    assert (records[-2:], damage, made.num_lost_total) == ([told, Digest(1, 1)], [], 0)
 
 
 def test_nobody_waits_at_a_pipe_among_the_files_of_a_trace(tmp_path: Path) -> None:
-    writer = TraceWriter(tmp_path, PLENTY)
-    writer.append(Digest(1, 1))
-    writer.close()
-    os.mkfifo(writer.path / "trace-000001.pawl")
+    made = TraceWriter(tmp_path, PLENTY)
+    made.append(Digest(1, 1))
+    made.close()
+    os.mkfifo(made.path / "trace-000001.pawl")
     assert read(tmp_path) == ([Digest(1, 1)], [])
+
+
+def test_two_who_begin_a_run_at_the_same_time_have_runs_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = TraceWriter(tmp_path, PLENTY)
+    monkeypatch.setattr(writer, "run_folders", lambda directory: [])  # it had looked before the first one was there
+    second = TraceWriter(tmp_path, PLENTY)
+    assert [each.path.name for each in (first, second)] == ["run-000001", "run-000002"]
+    for each in (first, second):
+        each.close()
+
+
+def test_a_run_is_being_written_while_its_writer_lives_and_one_that_has_gone_is_not(tmp_path: Path) -> None:
+    made = TraceWriter(tmp_path, PLENTY)
+    assert writer.being_written(made.path)
+    made.close()
+    assert not writer.being_written(made.path)
+    assert not writer.being_written(tmp_path / "gone")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,9 +27,11 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Transition,
 )
-from pawl.lifecycle.states import Event
+from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Finish
+from pawl.loops.pacing import PACINGS
 from pawl.loops.replay import Diverged, NotReplayable, Replay, replay
 from tests.lifecycle.story import replies_of
 from tests.loops.driver import CELLS, Driver
@@ -78,20 +81,24 @@ def _recorded(seed: int, pacing: str, mixed: bool, policy: str, whole: bool) -> 
     if whole:
         loop = driver.loop
         loop.journal.closed(STOPPED, loop.counters, len(loop.table), loop.memory.pages)
-    started = Started(
+    made: list[Record] = [_started_of(driver, seed), *driver.records]  # type: ignore[list-item]
+    made += replies_of(made) if whole else ()
+    return ENCODER.encode(made)
+
+
+def _started_of(driver: Driver, seed: int) -> Started:
+    config = driver.config
+    return Started(
         version="test",
         model="ghost",
-        config={"loop": msgspec.to_builtins(driver.config), "backend": "ghost"},
-        num_pages=20,
-        page_size=4,
-        num_slots=4,
+        config={"loop": msgspec.to_builtins(config), "backend": "ghost"},
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        num_slots=config.max_running,
         seed=seed,
         time=0.0,
         wall=0.0,
     )
-    made: list[Record] = [started, *driver.records]  # type: ignore[list-item]
-    made += replies_of(made) if whole else ()
-    return ENCODER.encode(made)
 
 
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
@@ -175,3 +182,28 @@ def test_a_loop_larger_than_any_engine_is_refused_before_it_is_made(more: dict[s
     config = started.config | {"loop": started.config["loop"] | more}
     with pytest.raises(NotReplayable, match="more pages or rows than any engine"):
         Replay(msgspec.structs.replace(started, config=config))
+
+
+@pytest.mark.parametrize("missing", ["refused", "unusable", "a vector"])
+@pytest.mark.parametrize("pacing", PACINGS)
+def test_who_gets_no_answer_of_a_step_ends_in_a_replay_as_well(pacing: str, missing: str) -> None:
+    driver = Driver(pacing=pacing, num_pages=20, max_running=4)
+    for word in range(3):
+        asks = {"embed": True} if missing == "a vector" else {}
+        driver.submit([word] * 5, 0 if asks else 8, **asks)
+    launch, steps = driver.ghost.launch, 0
+
+    def some_without(batch: StepBatch) -> StepResult:
+        nonlocal steps
+        result, rows = launch(batch), driver.loop.in_flight[0].sampled_rows
+        steps += 1
+        if missing == "a vector":
+            return msgspec.structs.replace(result, embeddings=result.embeddings[:-1])
+        return msgspec.structs.replace(result, **{missing: np.arange(len(rows)) == steps % 5})
+
+    driver.ghost.launch = some_without  # type: ignore[method-assign]
+    driver.run()
+    causes = {ending.cause for ending in driver.ending_of.values()}
+    assert causes & {Cause.GRAMMAR, Cause.INTERNAL}
+    records = DECODER.decode(ENCODER.encode([_started_of(driver, 0), *driver.records]))
+    assert replay(records).number == len(records)

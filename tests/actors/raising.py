@@ -1,0 +1,88 @@
+"""An exception at any line of an actor that is driven by hand: which lines a run goes through, and runs with one that
+raises."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+from pawl.actors.runtime.actor import Actor
+from pawl.actors.simulation.quiet import silence
+from pawl.testing.injection import lines_that_raise
+
+Run = TypeVar("Run")
+
+
+class Planted(Exception):
+    """Raised where a strike says so."""
+
+
+class Line(NamedTuple):
+    """One line of a function."""
+
+    file: str
+    function: str
+    line: int
+
+
+class Strike:
+    """Delivers messages to actors as their cells do; the first exception of a run may be planted."""
+
+    def __init__(self, modules: tuple[ModuleType, ...], at: Line | None = None, hit: int = 1) -> None:
+        """At the `hit`-th time that a line of these modules is reached; None: never."""
+        self.seen: Counter[Line] = Counter()
+        self.struck = False
+        self._files = {module.__file__ for module in modules}
+        self._at, self._hit = at, hit
+        self._function = None if at is None else at.function
+
+    def deliver(self, actor: Actor, message: Any) -> None:
+        """Have the actor handle it, and go on from the failure that was planted."""
+        try:
+            with self._watching():
+                actor.receive(message)
+        except Planted as planted:
+            if not actor.spares(message, planted):
+                raise
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        before = sys.gettrace()
+        if not self.struck:
+            sys.settrace(self._called)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _called(self, frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        watched = code.co_filename in self._files and self._function in (None, code.co_qualname)
+        return self._line if watched else None
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if event == "line" and frame.f_lineno in lines_that_raise(code):
+            line = Line(code.co_filename, code.co_qualname, frame.f_lineno)
+            self.seen[line] += 1
+            if line == self._at and self.seen[line] == self._hit:
+                self.struck = True
+                raise Planted(str(line))
+        return self._line
+
+
+def each_struck(modules: tuple[ModuleType, ...], run: Callable[[Strike], Run]) -> Iterator[tuple[str, Run]]:
+    """What `run` gives with an exception at each line that it goes through, the first time and the last, by name."""
+    whole = Strike(modules)
+    with silence():
+        run(whole)
+        for line, hits in sorted(whole.seen.items()):
+            for hit in sorted({1, hits}):
+                strike = Strike(modules, line, hit)
+                done = run(strike)
+                assert strike.struck
+                yield f"{line.function}:{line.line}, hit {hit}", done
