@@ -160,6 +160,8 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
         return f" above {_number(kind.gt)}" + (f" and at most {_number(kind.le)}" if kind.le is not None else "")
     if kind.ge is not None and kind.le is not None:
         return f" from {_number(kind.ge)} to {_number(kind.le)}"
+    if kind.le is not None:
+        return f" of at most {_number(kind.le)}"
     return f" of at least {_number(kind.ge)}" if kind.ge is not None else ""
 
 
@@ -170,4 +172,6 @@ def _number(value: float) -> str:
 def _length(low: int | None, high: int | None, unit: str) -> str:
     if low and high is not None:
         return f" of {low} to {high} {unit}"
-    return f" of at most {high} {unit}" if high is not None else ""
+    if high is not None:
+        return f" of at most {high} {unit}"
+    return f" of at least {low} {unit}" if low else ""

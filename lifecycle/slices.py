@@ -62,7 +62,7 @@ class Slice:
         """The record in words, when it concerns the request."""
         request = self._violation.request
         match record:
-            case Checkpoint(state=bytes()) if not self.lines and self._row is None:
+            case Checkpoint(state=bytes()) if not self.lines:
                 self._row = next((live.row for live in beginning_of(record).arrivals if live.request == request), None)
                 return None if self._row is None else f"live in row {self._row}, where the trace begins"
             case Submitted(request=number) if number == request:

@@ -13,7 +13,7 @@ from pawl.actors.control.experts import DUMP_EXPERTS, STOP_EXPERTS
 from pawl.actors.control.profiling import STOP_PROFILE, refused
 from pawl.actors.control.requests import ABORT, AbortRequests
 from pawl.actors.control.state import LOADS, STATE, GetState
-from pawl.actors.control_documents import DOCUMENT, document
+from pawl.actors.control_documents import DOCUMENT, document, main
 from pawl.actors.control_row import Needs, Row, Who, parameters
 from pawl.actors.gateway import Gateway
 from pawl.actors.gathering import WRONG_STATE, merged
@@ -123,6 +123,7 @@ def test_an_answer_that_contradicts_itself_is_noticed() -> None:
 
 def test_the_page_of_control_messages_is_what_the_rows_say() -> None:
     assert DOCUMENT.read_text() == document()
+    assert main(["--check"]) == 0
 
 
 # ---- ending requests by name ----

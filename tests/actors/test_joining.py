@@ -6,8 +6,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from pawl.actors.joining import Joining
 from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.generate import Opened, TextOptions
+from pawl.actors.messages.replicas import Parted
 from pawl.actors.names import names_of
 from pawl.actors.routed import Replica
 from pawl.lifecycle.machines.memory import MemoryTag
@@ -161,3 +165,11 @@ def test_rows_of_any_number_are_kept_apart() -> None:
         replica.holds(row, 1000 + row)
     held = {row: stream for row, stream in enumerate(replica.streams.tolist()) if stream >= 0}
     assert held == {row: 1000 + row for row in (3, 7, 63, 64, 65, 500)}
+
+
+def test_what_one_that_joins_says_of_itself_is_heard_and_nothing_else() -> None:
+    bench = Bench(3, orders=ORDERS)
+    for message, heard in ((Stalled(1.0, replica=3), True), (Stalled(1.0, replica=4), False), (Parted(3), False)):
+        assert bench.joining.hears(message) is heard
+    assert not bench.joining.hears(Opened(0, 1, TextOptions(), 0, np.zeros(0, np.int32), replica=3))
+    assert bench.joining.replicas[3].pace == Stalled(1.0, replica=3)

@@ -121,6 +121,7 @@ class Life:
         self.tell(Ask(30, FlushCache()))
         self.tell(asked(8))
         self.steps(COUNT + 2)
+        self.at_rest = [(each.num_open, each.num_tokens) for each in self.router.replicas.values()]
         for request in range(9, 15):
             self.tell(asked(request))
         self.steps(2)
@@ -209,8 +210,8 @@ def wrong(life: Life) -> list[str]:
     if len(lost) + (not life.replies[0].ok) > 1:
         found.append(f"{lost} are lost, and an order")
     open_ = [(replica.num_open, replica.num_tokens) for replica in life.router.replicas.values()]
-    if life.router.routed or open_:
-        found.append(f"{sorted(life.router.routed)} are open, {open_}")
+    if life.router.routed or open_ or life.at_rest != [(0, 0)]:
+        found.append(f"{sorted(life.router.routed)} are open, {open_}, {life.at_rest}")
     return found
 
 

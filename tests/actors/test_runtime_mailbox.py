@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 
 from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.runtime.mailbox import BURST, HOLD_CEILING, Edge, Mailbox, Outcome
+from pawl.actors.runtime.processes.mailboxes import Outbox
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance_base import Journal, Scribe
@@ -198,3 +200,29 @@ def test_a_simulated_mailbox_in_which_anything_waits_is_not_empty(lane: Lane) ->
     assert mailbox.is_empty()
     mailbox._lanes[lane].append(None)  # type: ignore[arg-type]
     assert not mailbox.is_empty()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_waits_for_an_actor_elsewhere_goes_in_the_order_in_which_it_would_be_taken_here(seed: int) -> None:
+    chance, rests = random.Random(seed), random.Random(seed)
+    here, there = mailbox(), Outbox(100, Overflow.REJECT, lambda: None)
+    edges = {box: [Edge("sender", lane, None) for lane in Lane] for box in (here, there)}
+    num_taken, order = 0, list[Any]()
+    for number in range(400):
+        if chance.random() < 0.5:
+            lane, fenced = chance.choice(list(Lane)), chance.random() < 0.1
+            for box, ways in edges.items():
+                box.put_fenced(number, ways[Lane.SYSTEM]) if fenced else box.put(number, ways[lane])
+            continue
+        for _ in range(rests.choice((1, 1, 3, 2 * BURST))):
+            taken, sent = here.take(), there.next()
+            assert (taken is None) == (sent is None)
+            if taken is None or sent is None:
+                break
+            assert (taken[0], taken[1].lane, taken[2]) == (sent[0], sent[1].lane, sent[2])
+            order.append(sent[0])
+            if sent[1].lane == Lane.DATA:
+                num_taken += 1
+                there.credit(num_taken)
+    assert len(order) > 150
+    assert order != sorted(order)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Kind
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Kind, Option
 from pawl.actors.simulation.endless import Endless
 from pawl.actors.simulation.exploration import Case, drive, explore, replay
 from pawl.actors.simulation.shrinking import Shrinker, cost
@@ -255,6 +255,59 @@ def test_confirming_compares_states_not_only_choices() -> None:
     explore(scenario, Fair(), 1)
     with pytest.raises(NotDeterministic):
         explore(scenario, Fair(), 1, confirm_every=1)
+
+
+def test_confirming_compares_how_far_runs_go_and_what_comes_of_them() -> None:
+    ends, outcomes = iter([False, True]), iter([b"one", b"another"])
+
+    class Shorter(LostUpdate):
+        """Is done at once when it is run again."""
+
+        def done(self) -> bool | None:
+            return self.ended
+
+        ended = False
+
+    class Other(LostUpdate):
+        def outcome(self) -> bytes:
+            return next(outcomes)
+
+    def shorter(source: ChoiceSource) -> Case:
+        case = lost_update(source)
+        made = Shorter(case.system, case.store)
+        made.ended = next(ends)
+        return made
+
+    def other(source: ChoiceSource) -> Case:
+        case = lost_update(source)
+        return Other(case.system, case.store)
+
+    with pytest.raises(NotDeterministic, match="steps") as found:
+        explore(shorter, Fair(), 1, confirm_every=1)
+    assert found.value.before != found.value.now
+    with pytest.raises(NotDeterministic, match="one outcome"):
+        explore(other, Fair(), 1, confirm_every=1)
+
+
+def test_an_exhaustive_search_of_what_depends_on_more_than_its_choices_says_so() -> None:
+    runs = iter(range(1000))
+
+    def scenario(source: ChoiceSource) -> Case:
+        other = "bc"[next(runs) % 2]
+        letters = [(name, Note(name, to("x"))) for name in ("a", other)]
+        return writing(f"a{other}x", letters, set())(source)
+
+    with pytest.raises(NotDeterministic) as found:
+        explore(scenario, Exhaustive(), 20)
+    assert found.value.before != found.value.now
+
+
+def test_a_strategy_of_ones_own_goes_on_for_ever_unless_it_says_otherwise() -> None:
+    class First(Strategy):
+        def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+            return 0
+
+    assert explore(lost_update, First(), 5).schedules == 5
 
 
 def test_a_run_that_never_rests_is_a_failure_and_keeps_its_choices() -> None:

@@ -90,6 +90,20 @@ def test_the_clock_stands_while_somebody_has_work() -> None:
         assert system.now_s == 0.0
 
 
+def test_a_run_of_so_many_seconds_ends_then_with_all_that_was_due_by_then() -> None:
+    system, clock = clockwork(Fair(), (0.5, 2.0, 3.0))
+    assert not system.run(timeout_s=1.0)
+    assert (system.now_s, [number for number, _, _ in clock.fired]) == (1.0, [0])
+    assert not system.run(lambda: False, timeout_s=1.5)
+    assert (system.now_s, [number for number, _, _ in clock.fired]) == (2.5, [0, 1])
+    assert system.run(lambda: len(clock.fired) == 3, timeout_s=5.0)
+    assert system.now_s == 3.0
+    assert not system.run(timeout_s=4.0)
+    assert system.now_s == 7.0, "nothing else is due"
+    assert not system.run()
+    assert system.now_s == 7.0
+
+
 # ---- the end ----
 
 

@@ -195,13 +195,14 @@ def test_a_disk_that_fails_again_and_again_is_only_read_from_then_on() -> None:
     disk.fault = lambda operation: "error" if operation == "write" else None
     for number in range(MAX_WRITE_ERRORS - 1):
         files.put(key(number), block(number))
-    assert files.writable
+    tiers = [TierStore(HostPool(1, PAGE_BYTES), each, eager=True) for each in (files, None)]
+    assert [tier.counts()["storage_writable"] for tier in tiers] == [1, 0]
     disk.fault = lambda operation: None
     files.put(key(201), block(1))
     disk.fault = lambda operation: "error" if operation == "write" else None
     for number in range(MAX_WRITE_ERRORS):
         files.put(key(number), block(number))
-    assert not files.writable
+    assert [tier.counts()["storage_writable"] for tier in tiers] == [0, 0]
     assert files.errors == 2 * MAX_WRITE_ERRORS - 1
     disk.fault = lambda operation: None
     files.put(key(3), block(3))

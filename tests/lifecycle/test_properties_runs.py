@@ -12,12 +12,22 @@ from hypothesis import strategies as st
 
 from pawl.gpu.ghost.runner import Ghost, PlannedFailure
 from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.properties.limits import LimitsHold
 from pawl.lifecycle.properties.monitor import Monitor
-from pawl.lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
-from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.records import (
+    STOPPED,
+    Delivered,
+    Record,
+    Started,
+    StepCommitted,
+    StepRolledBack,
+    Transition,
+    uint8s,
+)
+from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.testing.books import open_books
-from tests.lifecycle.story import replies_of, write
+from tests.lifecycle.story import Segment, Story, replies_of, write
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
 
@@ -137,6 +147,9 @@ KEPT = {
     "AdmissionIsMonotone._begun": "by row, until another one has it",
     "AdmissionOrder._order": "those that have gone are passed over when they come up",
     "AdmissionOrder._prompts": "by row, until another one has it",
+    "CacheView.removed": "of the last record",
+    "CacheView.stored": "of the last record",
+    **dict.fromkeys(("CacheView.namespace", "CacheView._children", "CacheView._parent"), "what is cached"),
     "Equals._seen": "what equal requests got, for those to come",
     "History._retracted": "by row, until another one has it",
     "History._warm": "by row, until another one has it",
@@ -147,18 +160,41 @@ KEPT = {
     "PageUse.fresh": "of the last record",
     "PageUse.released": "of the last record",
     "Replies._answered": "who was answered is answered once",
+    "StopSemantics._stoppable": "by row, until another one has it",
     "StreamEqualsResult._cut": "for a reply that comes later",
     "StreamEqualsResult._told": "for an order that comes later",
 }
 """Class and attribute of what a judge keeps of requests that have ended -> why."""
 
 
+@pytest.mark.parametrize("lossy", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_judge_keeps_nothing_else_of_requests_that_have_ended(seed: int) -> None:
+def test_a_judge_keeps_nothing_else_of_requests_that_have_ended(seed: int, lossy: bool) -> None:
     monitor = Monitor()
-    for record in record_run(seed):
+    records = record_run(seed)
+    if lossy:  # also of those whose first admission was undone, while they lived or after
+        records = run(seed, "overlap", True, 30, "fcfs", 3)
+        records += replies_of(records)
+    for record in records:
         monitor.observe(record)
     monitor.finish()
     judges = {each.name: each for each in monitor.properties}
     left = {line.partition(" ")[0]: line for line in open_books({**judges, "history": monitor.history})}
     assert [line for book, line in left.items() if book not in KEPT] == []
+
+
+def test_who_has_ended_before_its_first_step_was_lost_is_kept_by_no_judge() -> None:
+    story = Story()
+    story.start()
+    for request in (1, 2):
+        story.submit(request, request - 1, 4, 3)
+        story.admit(request, request - 1)
+    story.plan(1, *(Segment(row, 0, 4, pages=((0, row),)) for row in (0, 1)))
+    story.add(Delivered("abort", {"requests": [1]}, 0, story.now()))
+    story.move(1, 0, State.PREFILLING, Event.ABORT, State.ABORTED, Cause.CLIENT, num_output=0)
+    story.add(StepRolledBack(1, "the worker was lost", story.now()))
+    monitor = Monitor()
+    for record in story.records:
+        assert monitor.observe(record) == ()
+    (limits,) = (each for each in monitor.properties if isinstance(each, LimitsHold))
+    assert (limits._waiting, limits._begun) == ({2}, set())

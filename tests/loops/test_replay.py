@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -17,6 +18,9 @@ from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
     STOPPED,
+    Answered,
+    AnswersClosed,
+    Cached,
     Flushed,
     Gap,
     Idled,
@@ -207,3 +211,27 @@ def test_who_gets_no_answer_of_a_step_ends_in_a_replay_as_well(pacing: str, miss
     assert causes & {Cause.GRAMMAR, Cause.INTERNAL}
     records = DECODER.decode(ENCODER.encode([_started_of(driver, 0), *driver.records]))
     assert replay(records).number == len(records)
+
+
+def test_a_trace_that_ends_anywhere_lacks_what_was_decided_there_and_nothing_else() -> None:
+    started, *records = [record for record in record_run(3) if not isinstance(record, Answered | AnswersClosed)]
+    assert isinstance(started, Started)
+    replayed, lacking = Replay(started), 0
+    for record, following in pairwise(records):
+        replayed.feed(record)
+        lacks: Diverged | None = None
+        try:
+            replayed.finish()
+        except Diverged as diverged:
+            lacks = diverged
+            lacking += 1
+        if lacks is None:
+            assert not isinstance(record, Cached)
+        elif lacks.recorded is not None:
+            assert isinstance(record, Cached), "it is of what comes next"
+            assert (lacks.number, lacks.made) == (replayed.number, None)
+            assert ENCODER.encode(lacks.recorded) == ENCODER.encode(record)
+        else:
+            assert lacks.number == replayed.number
+            assert ENCODER.encode(lacks.made) == ENCODER.encode(following)
+    assert lacking > len(records) // 3

@@ -82,6 +82,25 @@ BROKEN: dict[str, tuple[str, Break]] = {
         "counters equal",
         lambda m, c: m.pages.in_cache.__setitem__(page(m, 0), False),
     ),
+    "a free page is marked as cached": (
+        "a cached page is referenced",
+        lambda m, c: [add(1, m.pages.in_cache, m.pages.free_pages[0]), add(-1, m.pages.in_cache, page(m, 0))],  # type: ignore[func-returns-value]
+    ),
+    "a page that is used is in quarantine": (
+        "a page in quarantine has no other use",
+        lambda m, c: [put(m.pages, quarantined=1, free=m.pages.free - 1), add(1, m.pages.reserved, page(m, 3))],  # type: ignore[func-returns-value]
+    ),
+    "quarantine forgets a page": (
+        "a page in quarantine has no other use",
+        lambda m, c: put(m.pages, quarantined=1, free=m.pages.free - 1),
+    ),
+    "a free page is in quarantine": (
+        "both free and reserved",
+        lambda m, c: [  # type: ignore[func-returns-value]
+            put(m.pages, quarantined=1, free=m.pages.free - 1),
+            add(1, m.pages.reserved, m.pages.free_pages[0]),
+        ],
+    ),
     "owned and cached are mixed up": (
         "counters equal|evictable",
         lambda m, c: put(m.pages, owned=m.pages.owned + 1, cached=m.pages.cached - 1),

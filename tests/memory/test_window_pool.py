@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
+from pawl.memory.page_pool import PagePool
 from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.sliding import SlidingCache
@@ -289,6 +290,11 @@ def set_item(array: np.ndarray, index: int, value: int) -> None:
     array[index] = value
 
 
+def is_owned(pool: PagePool, page: int) -> None:
+    pool.in_cache[page] = False
+    pool.cached, pool.owned = pool.cached - 1, pool.owned + 1
+
+
 Break = Callable[[Memory, WindowPool], object]
 BROKEN: dict[str, tuple[str, Break]] = {
     "a window page leaks": ("free .* = total", lambda m, w: setattr(w.pool, "free", w.pool.free - 1)),
@@ -309,6 +315,10 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "the cache forgets a window page": (
         "counters equal|cached as its full page",
         lambda m, w: set_item(w.pool.in_cache, w.partners.of[m.page_table.pages[0, 4]], False),
+    ),
+    "a window page is owned, and its full page is cached": (
+        "cached as its full page",
+        lambda m, w: is_owned(w.pool, w.partners.of[m.page_table.pages[0, 4]]),
     ),
     "a window page that is read may leave": (
         "only the cache refers to",
