@@ -163,8 +163,9 @@ class Detokenizer(Actor):
         for admitted in message.admitted:  # what is told again here changes nothing
             self._guard(admitted.row, Stream.admit, admitted)
         for row, prompt_scores in message.prompt_logprobs[read.num_scored :]:
-            read.num_scored += 1
+            num_scored = read.num_scored + 1
             self._guard(row, Stream.add_prompt_scores, prompt_scores)
+            read.num_scored = num_scored
         for row, vector in message.embeddings:
             self._guard(row, Stream.add_embedding, vector)
         rows: list[int] = message.rows.tolist()

@@ -23,9 +23,11 @@ from pawl.actors.messages.replicas import (
     ReplicaJoined,
     ReplicaUp,
 )
+from pawl.actors.messages.weights import AS_STARTED, WeightsServed
 from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load
 from pawl.actors.prefillers import Prefillers
+from pawl.actors.present import Held
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import NOBODY, Replica, Said, named_by_all, released_by_any, slowest, that_needs
 from pawl.actors.runtime.actor import Actor, Down, Lane
@@ -131,7 +133,9 @@ class Fleet:
             replica.hears(message)
         merge = MERGED.get(type(message))
         if merge is None:
-            self._send_gateway(message)
+            # What weights serve is said by those that take requests.
+            if replica is not None or not isinstance(message, WeightsServed):
+                self._send_gateway(message)
         elif replica is not None:
             self._send_gateway(merge(self.replicas))
 
@@ -168,6 +172,7 @@ class Fleet:
         self._send_gateway(replica.left(whole=not replica.num_open))
         self._place_again(replica.number)
         self._parting[replica.number] = self.replicas.pop(replica.number)  # until here all is done again if it fails
+        self._keep_to_the_weights_without(replica)
         self._not_among(replica, "its replica has left")
         self.size.tell()
 
@@ -183,6 +188,14 @@ class Fleet:
             self._send_gateway(released_by_any(self.replicas))
         self.questions.lost(gone.number, why)
 
+    def _keep_to_the_weights_without(self, gone: Replica) -> None:
+        """It may have been the only one that had taken the weights that were ordered last: then those that are left
+        serve others, and so will who comes."""
+        left = next(iter(self.replicas.values()), None)
+        if left is not None and all(each.weights != gone.weights for each in self.replicas.values()):
+            self.questions.present.weights = Held(left.held)
+            self._send_gateway(left.served or AS_STARTED)
+
     def _add(self) -> str:
         """Start one more. Why that cannot be, if so."""
         return self.questions.present.untellable or self._starter.add(self._role)
@@ -192,9 +205,10 @@ class Fleet:
         if replica.names.role == PREFILL:
             self.prefillers.up(replica)
             return
-        if any(each.weights != replica.weights for each in self.replicas.values()):
+        if self.replicas and all(each.weights != replica.weights for each in self.replicas.values()):
             self._refused(replica, OTHER_WEIGHTS)
             return
+        replica.held = Held(self.questions.present.weights)
         self.replicas[replica.number] = replica
         self._tell_adapters()
         self.prefillers.decoder_up(replica)
@@ -233,6 +247,7 @@ class Fleet:
     def _lose(self, replica: Replica, name: str, reason: str) -> None:
         """A replica that has lost one of its actors is given up as a whole: what it still says is dropped."""
         del self.replicas[replica.number]
+        self._keep_to_the_weights_without(replica)
         self.prefillers.decoder_down(replica, f"{name} is gone: {reason}")
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
         self.size.call_back()

@@ -23,7 +23,7 @@ from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import FromReplica, FromRouter, NoneLeft
-from pawl.actors.messages.weights import WeightsServed
+from pawl.actors.messages.weights import AS_STARTED, WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
 from pawl.actors.runtime.actor import Actor, Down, Lane
@@ -211,7 +211,7 @@ class Gateway(Actor):
             case Stalled():
                 self.pace = message
             case WeightsServed():
-                self.weights = message
+                self.weights = None if message == AS_STARTED else message
             case AdaptersNamed(adapters):
                 self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
             case MemoryReleased(tags):

@@ -58,10 +58,10 @@ def _merged(values: Sequence[Any], counts: Collection[str], name: str = "") -> A
 
 class Gathering:
     """Waits for the replies of so many replicas; `done` is called with those that came of replicas which `serves` still
-    knows, or with all where none of them does: once, if it does not fail."""
+    knows, or with all where none of them does, in the order of their numbers: once, if it does not fail."""
 
     def __init__(
-        self, numbers: Sequence[int], serves: Callable[[int], bool], done: Callable[[Sequence[Reply]], object]
+        self, numbers: Sequence[int], serves: Callable[[int], bool], done: Callable[[Mapping[int, Reply]], object]
     ) -> None:
         self._left = set(numbers)
         self._serves = serves
@@ -77,7 +77,7 @@ class Gathering:
         self._left.discard(number)
         self._replies[number] = reply
         if not self._left:
-            replies = [self._replies[number] for number in sorted(self._replies)]
-            serving = [self._replies[number] for number in sorted(self._replies) if self._serves(number)]
+            replies = dict(sorted(self._replies.items()))
+            serving = {number: reply for number, reply in replies.items() if self._serves(number)}
             self._done(serving or replies)
             self.over = True

@@ -17,6 +17,7 @@ from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup, ReceiveWeights
 from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
 
+OF_WEIGHTS = (UpdateWeights, RenameWeights, PutWeights, ReceiveWeights)
 PASSING = (FlushCache, OpenSession, CloseSession)
 """Orders after which a replica is as it was started, but for sessions, which are lost with theirs."""
 SENT = "weights that were sent are in the replicas alone; send them by /update_weights_from_disk"
@@ -30,6 +31,33 @@ def lasts(message: msgspec.Struct) -> bool:
     return isinstance(message, Order) and not isinstance(message, PASSING)
 
 
+class Held:
+    """What came of the orders about weights that were carried out."""
+
+    def __init__(self, before: Held | None = None) -> None:
+        """`before`: the same as these."""
+        self.update: UpdateWeights | None = None if before is None else before.update
+        self.version: str | None = None if before is None else before.version
+        self.sent: bool = before is not None and before.sent
+
+    def done(self, order: UpdateWeights | RenameWeights | PutWeights | ReceiveWeights) -> None:
+        """It was carried out."""
+        match order:
+            case UpdateWeights():
+                self.update, self.sent = order, False
+                self.version = order.weight_version or self.version
+            case RenameWeights(version):
+                self.version = version
+            case _:
+                self.sent = True
+
+    def orders(self) -> list[Order]:
+        """For one that serves what it was started with."""
+        if self.update is not None:
+            return [msgspec.structs.replace(self.update, weight_version=self.version, abort_all_requests=False)]
+        return [] if self.version is None else [RenameWeights(self.version, abort_all_requests=False)]
+
+
 class Present:
     """The orders that all have carried out, as few as come to the same."""
 
@@ -38,13 +66,12 @@ class Present:
         self._adapters: dict[str, LoadNumberedAdapter] = {}
         self._limits = SetState()
         self._delay: SlowDown | None = None
-        self._weights: UpdateWeights | None = None
-        self._version: str | None = None
+        self.weights = Held()
+        """Of one replica at the least, where not all have carried out the same."""
         self._released: set[MemoryTag] = set()
         self.paused = False
         """Generation is."""
         self._groups: set[str] = set()
-        self._sent = False
 
     def numbered(self, message: msgspec.Struct) -> msgspec.Struct:
         """An adapter has the same number in all replicas, whatever any of them has refused before."""
@@ -64,14 +91,10 @@ class Present:
                 self._limits = SetState(**self._limits.given() | order.given())
             case SlowDown():
                 self._delay = order
-            case UpdateWeights():
-                self._weights, self._sent = order, False
-                self._released.discard(MemoryTag.WEIGHTS)  # new ones are resident
-                self._version = order.weight_version or self._version
-            case RenameWeights(version):
-                self._version = version
-            case PutWeights() | ReceiveWeights():
-                self._sent = True
+            case _ if isinstance(order, OF_WEIGHTS):
+                self.weights.done(order)
+                if isinstance(order, UpdateWeights):
+                    self._released.discard(MemoryTag.WEIGHTS)  # new ones are resident
             case ReleaseMemory(tags):
                 self._released |= set(tags or MemoryTag)
             case ResumeMemory(tags):
@@ -93,18 +116,13 @@ class Present:
     @property
     def untellable(self) -> str:
         """Why another replica cannot be brought to where these are; empty: it can."""
-        return SENT if self._sent else self.fixed
+        return SENT if self.weights.sent else self.fixed
 
     def orders(self, named: Collection[str] | None) -> list[Order]:
         """To be given to it, one after the other. `named`: the adapters that requests may name; None: nobody serves."""
         if named is not None:  # the others have made room for newer ones
             self._adapters = {name: order for name, order in self._adapters.items() if name in named}
-        orders: list[Order] = []
-        if self._weights is not None:
-            replaced = msgspec.structs.replace(self._weights, weight_version=self._version, abort_all_requests=False)
-            orders.append(replaced)
-        elif self._version is not None:
-            orders.append(RenameWeights(self._version, abort_all_requests=False))
+        orders = self.weights.orders()
         orders += self._adapters.values()
         orders += [self._limits] if self._limits.given() else []
         orders += [] if self._delay is None else [self._delay]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -12,7 +12,7 @@ from pawl.actors.asks import Answer, Asks
 from pawl.actors.control import Ask, row_of
 from pawl.actors.gathering import Gathering
 from pawl.actors.messages.control import Reply
-from pawl.actors.present import JOINED, Present, lasts
+from pawl.actors.present import JOINED, OF_WEIGHTS, Present, lasts
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
@@ -24,6 +24,8 @@ from pawl.loops.recovery import FAILED_ORDER
 
 MOST_SESSIONS = 1 << 16
 """Names of sessions that are remembered, those that were opened last."""
+Replies: TypeAlias = Mapping[int, Reply]
+"""By number of the replica."""
 
 
 class Home(NamedTuple):
@@ -62,17 +64,17 @@ class ReplicaAsks:
         """Put it to those whom it concerns, and answer when all have; where there is nobody, with `why_not`."""
         if isinstance(ask.message, CloseSession) and (why_ended := self.why_ended(ask.message.session)):
             del self.sessions[ask.message.session]
-            self._answer(ask, [Reply(0, False, why_ended)])
+            self._answer(ask, {NOBODY: Reply(0, False, why_ended)})
             return
         session = row_of(ask.message).session_of
         numbers = sorted(self._replicas) if session is None else self._owners(session(ask.message))
         if not numbers:
-            self._answer(ask, [Reply(0, False, why_not)])
+            self._answer(ask, {NOBODY: Reply(0, False, why_not)})
             return
         others = self._others if session is None else {}
         asked = {**{number: self._replicas[number] for number in numbers}, **others}
         message = self.present.numbered(ask.message)
-        done: Callable[[Ask, Sequence[Reply]], bool] = self._answer
+        done: Callable[[Ask, Replies], bool] = self._answer
         if isinstance(message, OpenSession):
             self._remember(message.session, Home(numbers[0], ask.ticket))
         elif isinstance(message, CloseSession):
@@ -142,7 +144,7 @@ class ReplicaAsks:
         if len(self.sessions) > MOST_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
 
-    def _closed(self, session: str, home: Home | None, ask: Ask, replies: Sequence[Reply]) -> bool:
+    def _closed(self, session: str, home: Home | None, ask: Ask, replies: Replies) -> bool:
         """Until its replica has said so, who opens one of this name must ask that one; and this may have been done."""
         done = self._answer(ask, replies)
         if done and home is not None and self.sessions.get(session) == home:
@@ -176,25 +178,28 @@ class ReplicaAsks:
         """Whether this replica owes an answer."""
         return number in self._tickets.values()
 
-    def _carried_out(self, order: Any, number: int, ask: Ask, replies: Sequence[Reply]) -> bool:
+    def _carried_out(self, order: Any, number: int, ask: Ask, replies: Replies) -> bool:
         self._lasting.pop(number, None)
         # One that has not may be gone, and nobody has said so yet. And who is told to leave a group is in it no more.
-        done = any(reply.ok for reply in replies) or isinstance(order, LeaveWeightGroup)
+        done = any(reply.ok for reply in replies.values()) or isinstance(order, LeaveWeightGroup)
         if isinstance(order, ReleaseMemory):
             # Where one has refused, and serves on, whoever is started later is to serve as well.
-            done = done and all(reply.ok or reply.unserved for reply in replies)
+            done = done and all(reply.ok or reply.unserved for reply in replies.values())
         if done and isinstance(order, Pause | Continue):
             # Who pauses is answered when steps have come back, and may have been told to go on since.
             done = number > self._last_serving
             self._last_serving = max(number, self._last_serving)
         if done:
             self.present.done(order)
+        if isinstance(order, OF_WEIGHTS):
+            for replica in [each for each, reply in replies.items() if reply.ok and each in self._replicas]:
+                self._replicas[replica].held.done(order)
         self.ordered(order if done else None)
         return self._answer(ask, replies)
 
-    def _answer(self, ask: Ask, replies: Sequence[Reply]) -> bool:
+    def _answer(self, ask: Ask, replies: Replies) -> bool:
         """Whether it was done."""
-        row = row_of(ask.message)
-        reply = replies[0] if row.session_of is not None else row.merge(replies)
+        row, replied = row_of(ask.message), list(replies.values())
+        reply = replied[0] if row.session_of is not None else row.merge(replied)
         self._actor.context.send(ask.reply_to, msgspec.structs.replace(reply, ticket=ask.ticket))
         return reply.ok

@@ -16,6 +16,7 @@ from pawl.actors.messages.replicas import ReplicaLeft, ReplicaLost
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
+from pawl.actors.present import Held
 from pawl.lifecycle.machines.memory import in_order
 from pawl.lifecycle.numbers import passed
 from pawl.lifecycle.states import Cause
@@ -170,8 +171,10 @@ class Replica:
         self.pace = Stalled(0.0, replica=names.replica)
         self.adapters: tuple[Named, ...] = ()
         self.released = MemoryReleased((), names.replica)
-        self.weights = ""
-        """What it told last of these; "": it serves what it was started with."""
+        self.served: WeightsServed | None = None
+        """What it told last of its weights; None: it serves what it was started with."""
+        self.held = Held()
+        """The weights that it took, once it takes requests."""
         self.vital = names.vital & names.own
         """Actors without which it cannot end a request on its own."""
         if names.role == PREFILL:  # what it computes goes by way of its storage
@@ -181,6 +184,11 @@ class Replica:
     def number(self) -> int:
         return self.names.replica
 
+    @property
+    def weights(self) -> str:
+        """Fingerprint of what it serves; "": it is what it was started with."""
+        return "" if self.served is None else self.served.fingerprint
+
     def hears(self, message: Said) -> None:
         """It has said this of itself."""
         match message:
@@ -189,7 +197,7 @@ class Replica:
             case AdaptersNamed(adapters):
                 self.adapters = adapters
             case WeightsServed():
-                self.weights = message.fingerprint
+                self.served = message
             case MemoryReleased():
                 self.released = message
 

@@ -66,3 +66,7 @@ class WeightsServed(msgspec.Struct, frozen=True, tag=True):
     """Where they come from; "": what the engine started with."""
     fingerprint: str = ""
     replica: int = 0
+
+
+AS_STARTED = WeightsServed("", "")
+"""Those that the engine started with, under the name that they had then."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pawl.lifecycle.machines.serving import Serving
@@ -32,8 +32,8 @@ def check_agreement(run: Cluster, *, refused: bool = False) -> None:
                 who = f"{what} is {here} in replica {first.names.replica}"
                 raise PropertyFailed(name, f"{who}, and {elsewhere} in replica {other.names.replica}")
     for name, what, believed, true in _believed(run, there):
-        if believed != true and not (refused and name == WEIGHTS):
-            raise PropertyFailed(name, f"{what} is {true}, and the gateway believes {believed}")
+        if believed not in true:
+            raise PropertyFailed(name, f"{what} is {[*true]}, and the gateway believes {believed}")
 
 
 def _taking_part(run: Cluster) -> list[SimulatedReplica]:
@@ -57,17 +57,22 @@ def _lasting(replica: SimulatedReplica) -> Facts:
     yield WEIGHTS, "what is served", (served.version, served.fingerprint)
 
 
-def _believed(run: Cluster, there: list[SimulatedReplica]) -> Iterator[tuple[str, str, object, object]]:
-    desk, scheduler = run.desk, there[0].scheduler
-    loop, served = scheduler.loop, scheduler.intake.weights.served
-    yield "quiescent_flush", "whether generation is paused", desk.paused, loop.serving is Serving.PAUSED
-    if desk.weights is not None:
-        told = desk.weights.version, desk.weights.fingerprint
-        yield WEIGHTS, "what is served", told, (served.version, served.fingerprint)
+def _believed(run: Cluster, there: list[SimulatedReplica]) -> Iterator[tuple[str, str, object, Collection[object]]]:
+    """(property, what it is, what the gateway believes, what may be believed)"""
+    desk, loop, config = run.desk, there[0].scheduler.loop, there[0].scheduler.config
+    yield "quiescent_flush", "whether generation is paused", desk.paused, (loop.serving is Serving.PAUSED,)
+    told = config.served if desk.weights is None else desk.weights
+    served = [each.scheduler.intake.weights.served for each in there]
+    yield (
+        WEIGHTS,
+        "what is served",
+        (told.version, told.fingerprint),
+        [(each.version, each.fingerprint) for each in served],
+    )
     named = [_named(replica) for replica in there]
     common = {name: each for name, each in named[0].items() if all(each == own.get(name) for own in named)}
-    yield "adapter_references", "what requests may name", desk.adapters, common
-    yield "released_is_still", "memory that is released", frozenset(desk.released), loop.released
+    yield "adapter_references", "what requests may name", desk.adapters, (common,)
+    yield "released_is_still", "memory that is released", frozenset(desk.released), (loop.released,)
 
 
 def _named(replica: SimulatedReplica) -> dict[str, Named]:

@@ -134,7 +134,9 @@ class InjectedChecks(EndChecks):
     def check_counted(self) -> None: ...
 
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
-        if cause is not Cause.INTERNAL:
+        # What was planted may be the second strike of a request that the worker has lost a step of.
+        second = cause is Cause.WORKER_LOST and bool(self.run.system.faults.struck)
+        if cause is not Cause.INTERNAL and not second:
             super().check_cause(client, arrival, cause)
 
     def excuses(self, answer: Reply) -> bool:

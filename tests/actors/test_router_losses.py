@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import pytest
+
 from pawl.actors.control import Ask
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaJoined, ReplicaUp
+from pawl.actors.messages.weights import AS_STARTED, WeightsServed
 from pawl.actors.names import PREFILL, Names, names_of
 from pawl.actors.placement import PLACEMENTS
 from pawl.actors.present import SENT
@@ -16,9 +20,10 @@ from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.weight_source import FromBytes
 from pawl.loops.adapter import Named
+from pawl.loops.intake import Order
 from pawl.loops.orders.requests import Drain
 from pawl.loops.orders.serving import Continue, Pause
-from pawl.loops.orders.weights import PutWeights
+from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
 
 
 class Starts:
@@ -84,6 +89,53 @@ def test_a_replica_that_is_started_again_does_what_was_ordered_last_and_not_what
     router.receive(ReplicaUp(names_of(1)))
     assert not [sent for sent in context.take_sent() if isinstance(sent.message, Ask)]
     assert list(router.replicas) == [1]
+
+
+NEW, RENAMED = WeightsServed("a", "/new", "new", replica=1), WeightsServed("b", "", "ghost", replica=0)
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["lost", "leaves"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_weights_that_only_one_had_taken_go_with_it(renamed: bool, leaves: bool) -> None:
+    router, context, _ = routed(2)
+    if renamed:
+        ordered(router, context, RenameWeights("b", abort_all_requests=False), True, True)
+        for number in (0, 1):
+            router.receive(msgspec.structs.replace(RENAMED, replica=number))
+    ordered(router, context, UpdateWeights(model_path="/new", weight_version="a"), False, True)
+    router.receive(NEW)
+    assert told(context, WeightsServed)[-1] == NEW
+    if leaves:
+        router.fleet._left(router.replicas[1])
+    else:
+        router.receive(Down("scheduler.1", "failed"))
+    assert told(context, WeightsServed) == [RENAMED if renamed else AS_STARTED]
+    router.receive(ReplicaUp(names_of(2)))
+    asked = [sent.message for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    assert [ask.message for ask in asked] == [RenameWeights("b", abort_all_requests=False)] * renamed
+    if renamed:
+        router.receive(msgspec.structs.replace(RENAMED, replica=2))
+        router.receive(Reply(asked[0].ticket, True))
+    assert sorted(router.replicas) == [0, 2]
+    router.receive(NEW)  # of one that is gone
+    assert told(context, WeightsServed) == []
+
+
+def test_weights_that_were_sent_to_only_one_keep_nobody_out_once_it_is_gone() -> None:
+    router, context, _ = routed(2)
+    ordered(router, context, PutWeights(source=FromBytes(b"")), True, False)
+    router.receive(msgspec.structs.replace(NEW, replica=0))
+    assert router.fleet.questions.present.untellable == SENT
+    router.receive(Down("scheduler.0", "failed"))
+    assert (told(context, NotReplaced), router.fleet.size.num_starting) == ([], 1)
+
+
+def ordered(router: Router, context: ManualContext, order: Order, *done: bool) -> None:
+    """What the replicas, in the order of their numbers, make of this order."""
+    router.receive(Ask(9, order, "gateway"))
+    asked = [sent.message for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    for ask, ok in zip(asked, done, strict=True):
+        router.receive(Reply(ask.ticket, ok))
 
 
 def test_a_replica_that_comes_after_weights_were_sent_is_refused_with_the_reason() -> None:

@@ -7,7 +7,7 @@ from pawl.actors.fleet_size import FleetSize
 from pawl.actors.joining import Joining
 from pawl.actors.known_replicas import KnownReplicas
 from pawl.actors.placement import PrefixAffinity, RoundRobin
-from pawl.actors.present import Present
+from pawl.actors.present import Held, Present
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import Routed
 from pawl.actors.router import Router
@@ -134,7 +134,13 @@ REPLICAS = (
         "joined_replica_has_the_weights_of_the_start",
         "weight_epochs",
         "A replica that is started again is not told to read the weights that the others have read since.",
-        Edit(Present.done, "self._weights, self._sent = order, False", "self._weights, self._sent = None, False"),
+        Edit(Held.done, "self.update, self.sent = order, False", "self.update, self.sent = None, False"),
+    ),
+    _mutant(
+        "weights_of_who_is_gone_are_named",
+        "weight_epochs",
+        "Weights that only one replica had taken go on being named, and told to who joins, once it is gone.",
+        Edit(Fleet._keep_to_the_weights_without, "if left is not None and", "if False and"),
     ),
     _mutant(
         "refused_weights_are_told_to_who_joins",
