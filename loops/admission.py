@@ -9,7 +9,7 @@ stop half-way for newcomers, retractions are rare, and the oldest request always
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pawl.loops.adapters import Adapters
 from pawl.loops.batch import BatchBuilder, PrefillSegment
 from pawl.loops.policy import HighestPriority, Policy, PolicyFailed
 from pawl.loops.queues import Queues
+from pawl.memory.arrays import Int32s
 from pawl.memory.partners import NO_PAGE
 
 MAX_PASSED_OVER = 32
@@ -29,13 +30,10 @@ Left: TypeAlias = tuple[int, int]
 first."""
 
 
-class PrefixKey(NamedTuple):
-    """The next page that a request would compute: two requests with equal keys would compute the same page."""
-
-    namespace: str
-    parent: int
-    """The cached page before it, which stands in one place of the cache; NO_PAGE for the first of a prompt."""
-    tokens: bytes
+PrefixKey: TypeAlias = tuple[str, int, bytes]
+"""The next page that a request would compute: its namespace, the cached page before it, which stands in one place of
+the cache (NO_PAGE for the first of a prompt), and its tokens. Two requests with equal keys would compute the same page.
+"""
 
 
 class Admission:
@@ -61,12 +59,12 @@ class Admission:
 
     def left_of(self, row: int) -> Left:
         """What is left of a prompt that has begun."""
-        return self._left(row, int(self.queues.memory.page_table.length[self.queues.table.slot[row]]))
+        return self._left(row, self.queues.memory.page_table.length.item(self.queues.table.slot.item(row)))
 
     def _left(self, row: int, num_computed: int) -> Left:
         table = self.queues.table
-        urgency = int(table.priority[row]) if self.policy.name == HighestPriority.name else 0
-        return -urgency, int(table.num_tokens[row]) - num_computed
+        urgency = table.priority.item(row) if self.policy.name == HighestPriority.name else 0
+        return -urgency, table.num_tokens.item(row) - num_computed
 
     def admit(self, builder: BatchBuilder, budget: int, before: Left | None = None) -> int:
         """Admit requests whose chunks fit `budget` prompt tokens, up to the first that has not less left than `before`
@@ -119,23 +117,23 @@ class Admission:
         Everything taken is in the transaction; the caller rolls back what did not end in an admission.
         """
         queues, memory, table = self.queues, self.queues.memory, self.queues.table
-        info = table.info(row)
-        num_tokens = int(table.num_tokens[row])
+        info, known = table.info(row), table.known(row)
+        num_tokens = len(known)
         granted = memory.admit(
             builder.transaction,
-            table.known(row),
+            known,
             info.namespace,
             use_cache=not info.sampling.needs_whole_prompt,
-            priority=int(table.priority[row]),
+            priority=table.priority.item(row),
         )
         if granted is None:
             return None
-        page = self._page_after(row, granted.slot, granted.num_cached) if self.share_prefixes else None
+        page = self._page_after(known, info.namespace, *granted) if self.share_prefixes else None
         if page in computing and not info.sampling.needs_whole_prompt:
             return 0
         if before is not None and self._left(row, granted.num_cached) >= before:
             return None
-        reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
+        reach = min(table.max_length.item(row), num_tokens + self.lookahead)
         if not memory.promise(granted.slot, reach):
             return None
         segment = next_chunk(row, granted.slot, granted.num_cached, queues, budget)
@@ -169,19 +167,19 @@ class Admission:
 
     def _next_page(self, row: int) -> PrefixKey | None:
         """The page that a running, not yet committed request computes next."""
-        slot = int(self.queues.table.slot[row])
+        slot = self.queues.table.slot.item(row)
         hold = self.queues.memory.page_table.holds[slot]
-        return self._page_after(row, slot, hold.num_tokens if hold is not None else 0)
+        known, namespace = self.queues.table.known(row), self.queues.table.info(row).namespace
+        return self._page_after(known, namespace, slot, hold.num_tokens if hold is not None else 0)
 
-    def _page_after(self, row: int, slot: int, num_cached: int) -> PrefixKey | None:
-        """The page after the cached ones, with which the row begins on its slot; None where no whole page follows."""
-        table, memory = self.queues.table, self.queues.memory
+    def _page_after(self, known: Int32s, namespace: str, slot: int, num_cached: int) -> PrefixKey | None:
+        """The page after the cached ones, with which a request begins on its slot; None where no whole page follows."""
+        memory = self.queues.memory
         size = memory.page_size
-        if num_cached + size >= table.num_tokens[row]:
+        if num_cached + size >= len(known):
             return None
-        parent = int(memory.page_table.pages[slot, num_cached // size - 1]) if num_cached else NO_PAGE
-        tokens = table.known(row)[num_cached : num_cached + size].tobytes()
-        return PrefixKey(table.info(row).namespace, parent, tokens)
+        parent = memory.page_table.pages.item(slot, num_cached // size - 1) if num_cached else NO_PAGE
+        return namespace, parent, known[num_cached : num_cached + size].tobytes()
 
 
 def next_chunk(row: int, slot: int, start: int, queues: Queues, budget: int) -> PrefillSegment | None:
@@ -190,12 +188,13 @@ def next_chunk(row: int, slot: int, start: int, queues: Queues, budget: int) -> 
     Chunks end at multiples of the page size or at the last known token, so that where a prompt is cut does not depend
     on what else is in the step, and every full page can be shared at once.
     """
-    target = int(queues.table.num_tokens[row])
+    table = queues.table
+    target = table.num_tokens.item(row)
     end = min(target, start + budget)
     if end < target:
         end -= end % queues.memory.page_size
         if end <= start:
             return None
     last = end == target
-    wants_output = int(queues.table.max_tokens[row]) > target or int(queues.table.num_prompt[row]) < target
+    wants_output = table.max_tokens.item(row) > target or table.num_prompt.item(row) < target
     return PrefillSegment(row, slot, start, end - start, last, last and wants_output)

@@ -211,7 +211,7 @@ class BatchBuilder:
         """The row takes `slot`, and starts with a chunk. `adapter`: the slot of its adapter; 0: it has none."""
         self.admitted.append(row)
         sampling = self._table.info(row).sampling
-        num_tokens, num_prompt = int(self._table.num_tokens[row]), int(self._table.num_prompt[row])
+        num_tokens, num_prompt = self._table.num_tokens.item(row), self._table.num_prompt.item(row)
         history = self._table.tokens[row, :num_tokens].copy() if needs_history(sampling) else _NO_TOKENS
         num_output = num_tokens - num_prompt
         self.admissions.append(SlotAssignment(slot, sampling, num_prompt, history, num_output, adapter))
@@ -227,14 +227,14 @@ class BatchBuilder:
         if self.drafts is not None:
             lengths, tokens = self.drafts
         if self.prefills:
-            new = np.array([segment[1:4] for segment in self.prefills], np.int32)
-            rows = np.concatenate((rows, np.array([segment.row for segment in self.prefills], np.intp)))
-            slots = np.concatenate((slots, new[:, 0]))
-            starts = np.concatenate((starts, new[:, 1]))
-            lengths = np.concatenate((lengths, new[:, 2]))
+            new = np.array(self.prefills, np.int32).T
+            rows = np.concatenate((rows, new[0]))
+            slots = np.concatenate((slots, new[1]))
+            starts = np.concatenate((starts, new[2]))
+            lengths = np.concatenate((lengths, new[3]))
             chained = np.concatenate((chained, np.zeros(len(self.prefills), np.bool_)))
-            samples = np.concatenate((samples, np.array([segment.samples for segment in self.prefills], np.bool_)))
-            events = np.concatenate((events, np.array([_event(segment) for segment in self.prefills], np.uint8)))
+            samples = np.concatenate((samples, new[5].astype(np.bool_)))
+            events = np.concatenate((events, _CHUNK_EVENTS.take(new[5])))
             sampled_rows = rows[samples]
             chunks = [self._table.tokens[s.row, s.start : s.start + s.length] for s in self.prefills]
             tokens = np.concatenate((tokens, *chunks), dtype=np.int32)
@@ -271,8 +271,8 @@ def needs_history(sampling: SamplingParameters) -> bool:
     return sampling.penalised or sampling.grammar is not None
 
 
-def _event(segment: PrefillSegment) -> int:
-    return Event.FIRST_TOKEN if segment.samples else Event.CHUNK
+_CHUNK_EVENTS: UInt8s = np.array((Event.CHUNK, Event.FIRST_TOKEN), np.uint8)
+"""Of a chunk that does not sample, and of one that does."""
 
 
 def _concatenate(entries: list[PageEntries]) -> PageEntries:

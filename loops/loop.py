@@ -305,7 +305,7 @@ class Loop:
         table, prefills = self.table, scheduled.prefills
         for segment, attempt in zip(prefills, scheduled.attempts[-len(prefills) :].tolist(), strict=True):
             row = segment.row
-            if table.attempt[row] != attempt:
+            if table.attempt.item(row) != attempt:
                 continue
             self.requests.begin(row)
             table.num_computed[row] = end = segment.start + segment.length

@@ -84,7 +84,10 @@ class Queues:
     def admissible(self, rows: Collection[int]) -> list[int]:
         """Those waiting `rows` that wait for nothing but room. The others keep their places, and let these go first."""
         waiting = np.fromiter(rows, np.intp, len(rows))
-        admissible: list[int] = waiting[self.table.state[waiting] == _QUEUED].tolist()
+        states = self.table.state[waiting]
+        if states.tobytes().count(_QUEUED) == len(rows):  # nearly always
+            return list(rows)
+        admissible: list[int] = waiting[states == _QUEUED].tolist()
         return admissible
 
     @property
@@ -110,8 +113,9 @@ class Queues:
         table.slot[row] = slot
         table.num_computed[row] = num_cached
         table.move(row, Event.ADMIT)
-        transaction.log(self._unadmitted, row, row in self.waiting)
-        if row in self.waiting:
+        queued = row in self.waiting
+        transaction.log(self._unadmitted, row, queued)
+        if queued:
             del self.waiting[row]
             table.order[row] = self._admissions
             self._admissions += 1
@@ -180,8 +184,8 @@ class Queues:
     def share_prefix(self, row: int, committed: int) -> None:
         """Offer the pages of the row's first `committed` positions to the prefix cache."""
         table = self.table
-        namespace, priority = table.info(row).namespace, int(table.priority[row])
-        self.memory.share_prefix(int(table.slot[row]), table.tokens[row, :committed], namespace, priority)
+        namespace, priority = table.info(row).namespace, table.priority.item(row)
+        self.memory.share_prefix(table.slot.item(row), table.tokens[row, :committed], namespace, priority)
 
     def rebuild(self) -> None:
         """Nobody runs: put every live request where its state says that it waits."""

@@ -124,7 +124,7 @@ class Requests:
 
     def _refusal(self, row: int) -> tuple[Cause, str] | None:
         """Why a new request cannot be taken, if so."""
-        need, most = int(self.table.max_length[row]), self.memory.max_context
+        need, most = self.table.max_length.item(row), self.memory.max_context
         if need > most:
             return Cause.NEVER_FITS, (
                 f"prompt and output need memory for {need} tokens; this server has room for {most} of one request"

@@ -33,7 +33,7 @@ class Escrow:
         """`count` more pages for a slot, fewer where it is negative. Taken back by `forget`."""
         self.promised[slot] += count
         self.total += count
-        self._digest.value += int(self._keys[slot]) * count
+        self._digest.value += self._keys.item(slot) * count
 
     def covered(self, slots: Indices, counts: Int32s) -> Int32s:
         """How many of the `counts` pages that each slot is about to take it has been promised, int32 [n]."""

@@ -75,11 +75,11 @@ class Memory:
 
         None, and no change, when no slot is free.
         """
-        slot = self.slots.take(transaction)
+        slot, table = self.slots.next, self.page_table
         if slot is None:
             return None
-        table = self.page_table
         with transaction.change(self._undo.admit, slot):
+            self.slots.take()
             known = tokens[: len(tokens) - 1] if use_cache else tokens[:0]
             hold = self.cache.match_and_hold(known, namespace, priority)
             table.hold(slot, hold, namespace)
@@ -137,18 +137,18 @@ class Memory:
     def extend_slot(self, transaction: Transaction, slot: int, length: int) -> Int32s | None:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be. The pages it took, int32 [n]."""
         table = self.page_table
-        before = int(table.num_pages[slot])
+        before = table.num_pages.item(slot)
         count = -(-length // self.page_size) - before
         pages, covered = NO_PAGES, 0
         if count > 0:
-            covered = min(count, int(self.escrow.promised[slot]))
-            if not self._allows(count - covered) or not self.make_room(count):
+            covered = min(count, self.escrow.promised.item(slot))
+            if not self._allows(count - covered) or (count > self.pages.free and not self.make_room(count)):
                 return None
             taken = self._take(transaction, count, (slot,), (count,))
             if taken is None:
                 return None
             pages = taken
-        with transaction.change(self._undo.extend_slot, slot, before, int(table.length[slot]), covered):
+        with transaction.change(self._undo.extend_slot, slot, before, table.length.item(slot), covered):
             if covered:
                 self.escrow.promise(slot, -covered)
             table.grow(slot, before, pages, length)
@@ -287,7 +287,7 @@ class Memory:
     def promise(self, slot: int, length: int) -> bool:
         """Promise a slot that has been promised nothing the pages it lacks to reach its length; False, and nothing is
         promised, when so many are not to be had."""
-        num_pages = int(self.page_table.num_pages[slot])
+        num_pages = self.page_table.num_pages.item(slot)
         need = max(-(-length // self.page_size) - num_pages, 0)
         if need > self.unpromised or not self.windows.promise(slot, need, num_pages):
             return False

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pawl.memory import moves
-from pawl.memory.arrays import ONE, Int32s, Int64s
+from pawl.memory.arrays import ONE, Int32s
 from pawl.memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
 from pawl.memory.moves import Moves
 from pawl.memory.transaction import Ledger, Transaction
@@ -92,8 +92,7 @@ class PagePool:
             return None
         self.free -= count
         pages = self._free_stack[self.free : self.free + count][::-1].copy()
-        added = self._keys[pages.astype(np.intp)]
-        with transaction.change(self._untake, pages, added):
+        with transaction.change(self._untake, pages):
             weight = self.moves.take(pages, self.refcount, self.in_cache, self._keys)
             self.owned += count
             self._digest.value += weight
@@ -106,11 +105,12 @@ class PagePool:
             raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[pages]])
         self._digest.value += weight
 
-    def _untake(self, pages: Int32s, added: Int64s) -> None:
-        # A request that left while its step was in flight has given its pages back already: they wait at the fence.
+    def _untake(self, pages: Int32s) -> None:
+        # A request that left while its step was in flight has given its pages back already: they wait at the fence,
+        # one generation older.
         stayed = self.refcount[pages] > 0
         if not stayed.all():
-            self._digest.undoing -= total(added[~stayed])
+            self._digest.undoing -= total(self._keys.take(pages[~stayed]) - _AGED)
             pages = pages[stayed]
         if (self.refcount[pages] != 1).any() or self.in_cache[pages].any():
             raise MemoryViolation("a page taken by an aborted step has one referrer", pages=pages)

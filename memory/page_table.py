@@ -119,12 +119,12 @@ class PageTable:
 
     def row(self, slot: int) -> Int32s:
         """The slot's pages, int32 [num_pages[slot]]; a view."""
-        row: Int32s = self.pages[slot, : self.num_pages[slot]]
+        row: Int32s = self.pages[slot, : self.num_pages.item(slot)]
         return row
 
     def entries(self, slot: int, first: int = 0) -> PageEntries:
         """Those that the slot has now, from its page `first` on."""
-        pages = self.row(slot)[first:].copy()
+        pages = self.pages[slot, first : self.num_pages.item(slot)].copy()
         slots = np.empty(len(pages), np.int32)
         slots.fill(slot)
         return PageEntries(slots, self._indices[first : first + len(pages)], pages)

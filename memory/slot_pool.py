@@ -6,7 +6,7 @@ import numpy as np
 
 from pawl.memory.arrays import Int32s
 from pawl.memory.digest import DEFERRED
-from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.transaction import Ledger
 from pawl.memory.violation import MemoryViolation
 
 
@@ -30,24 +30,22 @@ class SlotPool:
     def free(self) -> int:
         return len(self._free)
 
-    def take(self, transaction: Transaction) -> int | None:
-        """A free slot, or None (and no change)."""
-        if not self._free:
-            return None
-        slot = self._free.pop()
-        with transaction.change(self._untake, slot):
-            self.in_use[slot] = True
-            self._digest.value += self._keys[slot]
-        return slot
+    @property
+    def next(self) -> int | None:
+        """The slot that is taken next; None: none is free."""
+        return self._free[-1] if self._free else None
 
-    def _untake(self, slot: int) -> None:
-        # A request that left while its step was in flight has given its slot back already: it waits at the fence.
-        if self.in_use[slot]:
-            self.in_use[slot] = False
-            self._digest.value -= self._keys[slot]
-            self._free.append(slot)
-        else:
-            self._digest.undoing = 0
+    def take(self) -> None:
+        """The next slot is in use. The caller logs the undo, `untake`, with that of what the slot is taken for."""
+        slot = self._free.pop()
+        self.in_use[slot] = True
+        self._digest.value += self._keys[slot]
+
+    def untake(self, slot: int) -> None:
+        """Take back a `take`; the slot is free at once."""
+        self.in_use[slot] = False
+        self._digest.value -= self._keys[slot]
+        self._free.append(slot)
 
     def release(self, slot: int, fence: int) -> None:
         """Give the slot back; free once step `fence` is resolved."""

@@ -33,13 +33,15 @@ class Undo:
             self._pages.unshare(pages)
 
     def admit(self, slot: int) -> None:
-        """Empty the row, of which only the pages of its prefix are left, and let go of that; it was not used."""
+        """Empty the row, of which only the pages of its prefix are left, and let go of that, which was not used, and of
+        the slot."""
         if self._stayed(slot):
             self._windows.unjoin(slot, self._table.row(slot))
             self._escrow.unpromise(slot)
             hold = self._table.clear(slot)
             if hold is not None:
                 self._cache.release(hold, self._ledger.resolved, used=False)
+            self._slots.untake(slot)
 
     def spend(self, slots: Indices, covered: Int32s) -> None:
         """Promise the slots so many pages again."""

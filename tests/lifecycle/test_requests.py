@@ -177,8 +177,9 @@ def test_a_request_that_waits_touches_no_row_of_the_tokens_until_it_goes_to_work
     table = RequestTable(2, 8)
     prompt = np.array([4, 5, 6], np.int32)
     row = table.open(RequestInfo(1, "r1", SamplingParameters(), "", 0.0), prompt, 0, float("inf"))
-    prompt[:] = 9  # which is the caller's
+    prompt.flags.writeable = False  # it is kept as it is, and read only
     assert (table.known(row).tolist(), table.tokens[row].any()) == ([4, 5, 6], False)
+    assert np.shares_memory(table.known(row), prompt)
     for _ in range(2):
         table.place(row)
         assert table.known(row).tolist() == table.tokens[row, :3].tolist() == [4, 5, 6]

@@ -22,9 +22,10 @@ class Injector:
         """The operation that did."""
         self._way = way
         self._at = at
-        refusing: list[tuple[object, str]] = [(memory.slots, "take"), (memory.pages, "take"), (memory, "promise")]
+        refusing: list[tuple[object, str]] = [(memory.pages, "take"), (memory, "promise")]
         # What these do is undone even when the caller never heard of it, because it was logged before or by them.
         logged: list[tuple[object, str]] = [
+            (memory.slots, "take"),
             (memory.page_table, "append"),
             (memory.page_table, "grow"),
             (memory.page_table, "lengthen"),

@@ -208,7 +208,7 @@ def stays_spent(
 
 
 UNDOS: dict[str, tuple[type, str, Callable[..., object]]] = {
-    "a slot stays taken": (SlotPool, "_untake", lambda *_: None),
+    "a slot stays taken": (SlotPool, "untake", lambda *_: None),
     "pages stay taken": (PagePool, "_untake", lambda *_: None),
     "pages stay shared": (Undo, "share", lambda *_: None),
     "a prefix stays held": (PageTable, "unhold", lambda *_: None),

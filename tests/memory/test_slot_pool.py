@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from pawl.memory.slot_pool import SlotPool
@@ -19,13 +18,15 @@ def test_a_slot_is_used_again_only_after_the_step_that_used_it() -> None:
     ledger = Ledger()
     slots = SlotPool(1, ledger)
     transaction = ledger.begin()
-    assert slots.take(transaction) == 0
-    assert slots.take(transaction) is None
+    assert slots.next == 0
+    slots.take()
+    assert slots.next is None
     ledger.prepare(transaction)
     slots.release(0, ledger.fence)
-    assert slots.take(ledger.begin()) is None
+    assert slots.next is None
     slots.check()
     ledger.commit(transaction)
+    assert slots.next == 0
     assert slots.free == 1
     slots.check()
 
@@ -33,18 +34,20 @@ def test_a_slot_is_used_again_only_after_the_step_that_used_it() -> None:
 def test_a_slot_is_released_once() -> None:
     ledger = Ledger()
     slots = SlotPool(2, ledger)
-    slot = slots.take(ledger.begin())
-    assert slot is not None
-    slots.release(slot, 0)
+    slots.take()
+    assert slots.used.tolist() == [0]
+    slots.release(0, 0)
     with pytest.raises(MemoryViolation, match="released once"):
-        slots.release(slot, 0)
+        slots.release(0, 0)
     assert slots.used.tolist() == []
 
 
 def test_slots_come_back_in_the_order_they_had() -> None:
-    ledger = Ledger()
-    slots = SlotPool(3, ledger)
-    transaction = ledger.begin()
-    taken = [slots.take(transaction) for _ in range(3)]
-    transaction.rollback()
-    assert [slots.take(transaction) for _ in range(3)] == taken == list(np.arange(3))
+    slots = SlotPool(3, Ledger())
+    for slot in range(3):
+        assert slots.next == slot
+        slots.take()
+    for slot in (2, 1, 0):
+        slots.untake(slot)
+        assert slots.next == slot
+    slots.check()

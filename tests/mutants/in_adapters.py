@@ -29,7 +29,7 @@ ADAPTERS = (
         "13488, 24568; vllm 42125",
         "Requests find what others have computed for the same tokens, with whatever adapter.",
         Edit(Queues.share_prefix, "table.info(row).namespace", _WITHOUT.format("table.info(row).namespace")),
-        Edit(Admission._try, "info.namespace,", _WITHOUT.format("info.namespace") + ","),
+        Edit(Admission._try, "info.namespace,\n", _WITHOUT.format("info.namespace") + ",\n"),
     ),
     _mutant(
         "unload_does_not_wait",

@@ -164,7 +164,7 @@ PROMISES = (
         Group.LIFECYCLE,
         "admission_order",
         "A request waits for a page that another computes, though it may not share that.",
-        Edit(Admission._page_after, "PrefixKey(table.info(row).namespace, parent", 'PrefixKey("", parent'),
+        Edit(Admission._page_after, "return namespace, parent", 'return "", parent'),
     ),
     _mutant(
         "early_abort_kept_for_ever",
@@ -199,7 +199,7 @@ PROMISES = (
         Group.OUTPUTS,
         "stream_positions",
         "A row that is used again still stops at tokens of the request before.",
-        Edit(RequestTable.describe, "self.stop_tokens[row] = -1", "pass"),
+        Edit(RequestTable.describe, "self.stop_tokens[row] = _NO_STOPS", "pass"),
     ),
     _mutant(
         "bias_of_the_former_holder",
