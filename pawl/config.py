@@ -19,6 +19,7 @@ from msgspec.structs import force_setattr
 
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
+from pawl.gpu.weights.strangers import content_of
 from pawl.loops.versions import DEFAULT_VERSION, VersionName
 from pawl.settings import AboveZero, Apart, AtLeastOne, AtLeastZero, Setting, Text, UpTo64, UpTo1024, settings_of
 
@@ -31,6 +32,12 @@ GROUPS = {
     "trace": "the record that `pawl audit` checks",
     "logs": "what is printed while it runs",
 }
+
+
+MOST_FILE_BYTES = 1 << 20
+"""Of a file of settings."""
+MOST_VALUES = 10_000
+"""In a file of settings, in all."""
 
 
 class ConfigError(ValueError):
@@ -287,16 +294,33 @@ def all_settings() -> tuple[Setting, ...]:
     return settings_of(ServerConfig)
 
 
+def _more_values(content: object, most: int) -> bool:
+    """Whether a value consists of more than `most`: an alias of YAML counts as often as it is used."""
+    left = [content]
+    while left and most >= 0:
+        most -= 1
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return most < 0
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Settings of a YAML file: one mapping of names, with dashes or underscores, to values. Raises ConfigError."""
     import yaml  # only a server with a file pays for it
 
     try:
-        content = yaml.safe_load(path.read_text())
+        written = content_of(path, ConfigError, MOST_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-45
+    try:
+        content = yaml.safe_load(written)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-45
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    if _more_values(content, MOST_VALUES):
+        raise ConfigError(f"{path} holds more than {MOST_VALUES} values")
     if content is None:
         return {}
     if not isinstance(content, dict):

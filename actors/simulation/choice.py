@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 FORMAT = 1
+MOST_BYTES = 64 << 20
+"""Of a file of choices: those of a long run are some hundred KiB."""
 CLOCK = "clock"
 """Owner of the event that moves the clock."""
 
@@ -206,7 +208,11 @@ class Choices:
     @classmethod
     def load(cls, path: Path) -> Choices:
         """Raises OSError, or ValueError for a file that holds no choices."""
-        return cls.decode(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"choices take no more than {MOST_BYTES >> 20} MiB")
+        return cls.decode(content)
 
 
 class Replay:

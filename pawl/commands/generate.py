@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from pawl.flags import add_flags
 
 if TYPE_CHECKING:
     from pawl.engine import Completion
+
+MOST_CHARACTERS = 64 << 20
+"""Of all prompts together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +65,25 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         return list(arguments.prompts)
     if arguments.file is None and sys.stdin.isatty():
         raise UsageError("no prompt: pawl generate 'The capital of France is'")
-    text = arguments.file.read_text() if arguments.file else sys.stdin.read()
+    text = _content(arguments.file)
     prompts = text.splitlines() if arguments.file or arguments.lines else [text.removesuffix("\n")]
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
         raise UsageError("no prompt: the input is empty")
     return prompts
+
+
+def _content(file: Path | None) -> str:
+    """The text of a file or of standard input. Raises OSError and UsageError."""
+    name = "the input" if file is None else file
+    try:
+        with nullcontext(sys.stdin) if file is None else file.open(encoding="utf-8") as opened:
+            text = opened.read(MOST_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"{name} has more than {MOST_CHARACTERS >> 20} million characters")
+    return text
 
 
 def described(prompt: str, completion: Completion) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import msgspec
 
 from pawl.actors.simulation.faults import Faults
 from pawl.gpu.ghost.language import START_TOKEN
+from pawl.gpu.weights.strangers import content_of
 from pawl.lifecycle.properties.base import Violation
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import (
@@ -72,7 +73,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def load(cls, path: Path) -> Scenario:
         """What `save` wrote. Raises OSError, or ValueError for a file that holds no scenario."""
-        made = msgspec.json.decode(path.read_bytes(), type=cls)
+        made = msgspec.json.decode(content_of(path, ValueError), type=cls)
         if made.format != FORMAT:
             raise ValueError(f"its format is {made.format!r}, not {FORMAT!r}")
         return made

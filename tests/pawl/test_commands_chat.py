@@ -176,6 +176,14 @@ def test_prompts_from_two_places_or_none_are_wrong_usage(tmp_path: Path, monkeyp
         prompts_of(standard_input="", monkeypatch=monkeypatch)
 
 
+def test_a_file_of_prompts_is_text_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bytes").write_bytes(b"one\n\xfa\n")
+    with pytest.raises(UsageError, match="bytes is not UTF-8: invalid start byte at byte 4"):
+        prompts_of("--file", str(tmp_path / "bytes"), monkeypatch=monkeypatch)
+    with pytest.raises(UsageError, match="/dev/zero has more than 64 million characters"):
+        prompts_of("--file", "/dev/zero", monkeypatch=monkeypatch)
+
+
 def test_a_described_answer_has_text_tokens_usage_and_reason() -> None:
     done = Done(Cause.LENGTH, Usage(4, 2, 1), Timing(10.0, 10.5, 11.0, 12.25))
     answer = described("hi", Completion(Delta(" there", (7, 8), done=done)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 
 from benchmarks.attack_shots import BIG, LEAVES
 from benchmarks.fuzz_bodies import changed, damaged
+from pawl.actors.simulation.choice import Choices
 from pawl.actors.simulation.exploration import silence
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.template import ChatTemplate
 from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
+from pawl.testing.scenario import Scenario
 from tests.actors.vocabularies import smollm2
 from tests.mutants.everything import MUTANTS
 from tests.mutants.mutant import planted
@@ -113,6 +116,16 @@ def test_a_damaged_schedule_is_run_or_refused_in_one_line(
     for _ in range(count):
         path.write_bytes(_otherwise(schedule, source))
         assert _told(["replay", str(path)], capsys) in range(5), path.read_bytes()
+
+
+@pytest.mark.parametrize("read", [Choices.load, Scenario.load])
+def test_no_more_is_read_than_a_schedule_or_a_scenario_can_have(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.write(b"{")
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ValueError, match="64 MiB"):
+        read(path)
 
 
 @pytest.mark.parametrize("count", [400, pytest.param(50_000, marks=pytest.mark.slow)])

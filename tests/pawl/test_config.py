@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from pawl.loops.policy import POLICIES
 from pawl.memory.prefix.order import POLICIES as EVICTION_POLICIES
 from pawl.memory.prefix.select import CACHES, CORES
 from pawl.settings import Setting
+
+LAUGHS = "host: &x0 [x, x]\n" + "".join(f"host: &x{n + 1} [{', '.join([f'*x{n}'] * 9)}]\n" for n in range(9))
+"""Two thousand million values by aliases of aliases."""
 
 
 def parse(*words: str) -> ServerConfig:
@@ -138,11 +142,25 @@ def test_a_value_that_cannot_be_is_refused_with_what_is_allowed(field: str, valu
         ("kv-tokens: 1\nkv_tokens: 2\n", "twice"),
         ("{1: 2}", "'1'"),
         ("port: 2026-13-45", "YAML"),
+        pytest.param("port: " + "[" * 2000, "not YAML", marks=pytest.mark.slow),  # a second, in which it is deep
+        (LAUGHS, "10000 values"),
+        ("port: &a [*a]", "10000 values"),
+        ("#" * (1 << 20) + "\n", "more than 1 MiB"),
     ],
+    ids=lambda each: each[:20],
 )
 def test_a_file_that_is_no_settings_is_refused(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
         build_config({}, write(tmp_path, text))
+
+
+@pytest.mark.parametrize("kind", ["endless", "pipe"])
+def test_what_is_no_file_of_settings_is_not_read(kind: str, tmp_path: Path) -> None:
+    path = Path("/dev/zero") if kind == "endless" else tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(ConfigError, match=f"{path.name} is not a file"):
+        build_config({}, path)
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PUBLIC, SECRET = "link.public", "link.secret"
+_MOST_BYTES = 4096
+"""Read of a file that should hold one key."""
 _Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 
@@ -44,7 +46,8 @@ def read_keys(folder: Path) -> Keys:
     for name in (PUBLIC, SECRET):
         path = folder / name
         try:
-            key = path.read_bytes().strip()
+            with path.open("rb") as file:
+                key = file.read(_MOST_BYTES).strip()
             mode = path.stat().st_mode
         except OSError as error:
             raise KeysUnusable(f"{path}: {error.strerror}; `pawl keys {folder}` makes a pair") from None
