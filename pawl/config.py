@@ -19,9 +19,9 @@ from msgspec.structs import force_setattr
 
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
-from pawl.gpu.weights.strangers import content_of
 from pawl.loops.versions import DEFAULT_VERSION, VersionName
 from pawl.settings import AboveZero, Apart, AtLeastOne, AtLeastZero, Setting, Text, UpTo64, UpTo1024, settings_of
+from pawl.settings_file import read_settings
 
 GROUPS = {
     "model": "what is served, and with which arithmetic",
@@ -32,12 +32,6 @@ GROUPS = {
     "trace": "the record that `pawl audit` checks",
     "logs": "what is printed while it runs",
 }
-
-
-MOST_FILE_BYTES = 1 << 20
-"""Of a file of settings."""
-MOST_VALUES = 10_000
-"""In a file of settings, in all."""
 
 
 class ConfigError(ValueError):
@@ -294,53 +288,13 @@ def all_settings() -> tuple[Setting, ...]:
     return settings_of(ServerConfig)
 
 
-def _more_values(content: object, most: int) -> bool:
-    """Whether a value consists of more than `most`: an alias of YAML counts as often as it is used."""
-    left = [content]
-    while left and most >= 0:
-        most -= 1
-        value = left.pop()
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-    return most < 0
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file: one mapping of names, with dashes or underscores, to values. Raises ConfigError."""
-    import yaml  # only a server with a file pays for it
-
-    try:
-        written = content_of(path, ConfigError, MOST_FILE_BYTES)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    try:
-        content = yaml.safe_load(written)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-45
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if _more_values(content, MOST_VALUES):
-        raise ConfigError(f"{path} holds more than {MOST_VALUES} values")
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a mapping of settings to values, such as 'port: 8000'")
-    settings: dict[str, Any] = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name in settings:
-            raise ConfigError(f"{path} sets {name!r} twice", name)
-        settings[name] = value
-    return settings
-
-
 def build_config(settings: Mapping[str, Any], file: Path | None = None) -> ServerConfig:
     """The checked configuration: `settings` over those of `file` over the defaults.
 
     Raises ConfigError that names the setting, says what is allowed, and names the nearest setting for a name that
     does not exist.
     """
-    merged = (read_file(file) if file else {}) | dict(settings)
+    merged = (read_settings(file, ConfigError) if file else {}) | dict(settings)
     for setting in all_settings():
         if setting.several and isinstance(merged.get(setting.name), str):
             merged[setting.name] = [merged[setting.name]]
