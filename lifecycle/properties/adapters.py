@@ -28,7 +28,8 @@ class _Adapter(msgspec.Struct):
     slot: int = 0
     reading: bool = False
     fingerprint: str = ""
-    pinned: bool = False
+    pinned: bool | None = False
+    """None: some who asked for one of the name wanted it pinned, and which of them were refused is not known."""
     used: int = 0
     """When it was used last: it was read, or somebody was admitted with it."""
 
@@ -44,8 +45,8 @@ class AdapterReferences(Property):
     def __init__(self) -> None:
         self._adapters: dict[int, _Adapter] = {}
         """All that were ever loaded, by number."""
-        self._asked: dict[str, bool] = {}
-        """Names that somebody has loaded -> whether all who have asked for it to be pinned."""
+        self._asked: dict[str, bool | None] = {}
+        """Names that somebody has loaded -> whether pinned; None: one so, one not."""
         self._let_go: set[str] = set()
         """Names that somebody has unloaded since one of the name was read first."""
         self._uses = 0
@@ -80,7 +81,8 @@ class AdapterReferences(Property):
         match record:
             case Delivered(kind="load_adapter" | "load_numbered_adapter", fields={"lora_name": str(name), **rest}):
                 # Which of several orders was refused is not recorded.
-                self._asked[name] = self._asked.get(name, True) and rest.get("pinned") is True
+                pinned = rest.get("pinned") is True
+                self._asked[name] = pinned if self._asked.get(name, pinned) is pinned else None
             case Delivered(kind="unload_adapter", fields={"lora_name": str(name)}):
                 self._let_go.add(name)
         return ()
@@ -131,12 +133,12 @@ class AdapterReferences(Property):
     def _ready_ones(self) -> list[int]:
         """Numbers of those that requests may name, and that are not pinned."""
         adapters = self._adapters.items()
-        return [number for number, each in adapters if each.phase is AdapterPhase.READY and not each.pinned]
+        return [number for number, each in adapters if each.phase is AdapterPhase.READY and each.pinned is False]
 
     def _unneeded(self, history: History) -> list[int]:
         """Numbers of those in slots that nobody who is live has named."""
         there = [number for number, each in self._adapters.items() if each.slot and not each.reading]
-        free = [number for number in there if not self._adapters[number].pinned]
+        free = [number for number in there if self._adapters[number].pinned is False]
         return [number for number in free if not self._rows(number, history, live=True)]
 
     def _rows(self, number: int, history: History, *, live: bool) -> list[int]:

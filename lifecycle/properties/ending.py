@@ -197,26 +197,35 @@ class StreamEqualsResult(Property):
 
 
 class AbortIsTotal(Property):
-    """In every state and queue an abort ends the request within one scheduling step and touches no other."""
+    """In every state and queue an abort ends the request within one scheduling step and touches no other. Who comes
+    once the engine drains ends as soon."""
 
     name = "abort_is_total"
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
-        """Live, or not submitted yet, when they were asked to end."""
+        """Live, or not submitted yet, when they were asked to end; or submitted since the engine drains."""
+        self._drains = False
         self._ended: set[int] = set()
         self._told = False
         """Whether the trace says what the scheduler was told."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
-        self._asked, self._told = set(beginning.ended_early), True
+        self._asked, self._told, self._drains = set(beginning.ended_early), True, beginning.draining
         return ()
 
     @on(Delivered)
     def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        self._drains |= record.kind == "drain"
         if record.kind == "abort":
             self._told = True
             self._asked |= _requests(record) - self._ended
+        return ()
+
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        if self._drains:
+            self._asked.add(record.request)
         return ()
 
     @on(StepPlanned)

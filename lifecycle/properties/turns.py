@@ -37,8 +37,9 @@ def stages_of(started: Started) -> int:
 
 class FairMicroBatches(Property):
     """Through S > 1 stages, a step takes no request that decodes and is in one of the S - 1 steps before it that are in
-    flight; of the others no more than their share, had all micro-batches the same size; and of those none before one
-    that has waited longer, unless that one needs a page. At most S + 1 steps are in flight."""
+    flight; of the others no more than their share, had all micro-batches the same size, and no fewer where those that
+    are left need no page; and of those none before one that has waited longer, unless that one needs a page. At most
+    S + 1 steps are in flight."""
 
     name: ClassVar[str] = "fair_micro_batches"
 
@@ -121,10 +122,14 @@ class FairMicroBatches(Property):
         if len(taken) > min(shares):
             text = f"step {step} takes {len(taken)} of {len(free)} requests that decode and could be in one of"
             yield self.violation(history, f"{text} {to_come} micro-batches; {len(decoding)} decode in all")
-        if len(taken) < min(shares):
-            return
         left = np.setdiff1d(free, taken)
-        left = left[self._end[left] % self._page_size > 0]
+        in_need = self._end[left] % self._page_size == 0
+        if len(taken) < min(shares):
+            if not (in_need.any() or self._gone):
+                text = f"step {step} takes {len(taken)} of {len(free)} requests that decode and could be in it"
+                yield self.violation(history, f"{text}, and none of the others needs a page")
+            return
+        left = left[~in_need]
         for row in left[self._turn[left] < self._turn[taken].max()].tolist():
             text = f"step {step} leaves it out, whose last turn was step {self._turn[row]}, for one with a later one"
             yield self.violation(history, text, int(history.request[row]))

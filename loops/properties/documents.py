@@ -72,9 +72,12 @@ OF_RUNS: dict[str, str] = {
     "bounded_overtaking": "At most `limit` requests that came later, of equal priority, are admitted before a request "
     "that waits for nothing but its turn: neither for its grammar or adapter, nor for what another tier or another "
     "replica has of its prompt, nor for a page that another computes right now.",
+    "policy_as_stated": "A policy is offered those that wait by arrival. `lpm` prefers those of whose prompts the "
+    "cache has most pages; `dfs-weight` goes through the tree of their pages, and of two subtrees prefers the one in "
+    "which more of them are. Equal ones go by arrival.",
     "cache_as_stated": "A request begins with the longest beginning that is cached, and what it computes beyond that "
     "is cached once. Of pages that nobody holds and nothing goes on from, those leave first that the policy says, as "
-    "many as are wanted, and behind each step that may touch them.",
+    "many as are wanted and no more than memory lacks, and behind each step that may touch them.",
     "tiers_as_stated": "Below the device a page leaves for want of room and for nothing else: where there are files "
     "that have room, and a disk that writes, none does; and of host memory alone the least recently used one leaves. "
     "What was read is in host memory after that, as far as it has room.",

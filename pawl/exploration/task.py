@@ -208,6 +208,7 @@ def workload_of(task: Task, seed: int) -> Workload:
 
 def _drawn(task: Task, seed: int) -> Workload:
     from pawl.testing import Workload, apart, contention, conversing, crowding, scarcity, steering
+    from pawl.testing.edges import edged
     from pawl.testing.sprinkled import sprinkled
 
     # Of the seed and not its remainder, which the strategy depends on as well.
@@ -219,9 +220,9 @@ def _drawn(task: Task, seed: int) -> Workload:
     for maker, share in makers:
         if kind.chance(share / (1 - begins)):
             drawn = maker(seed, **task.shape)
-            return _as_fixed(task, sprinkled(drawn, seed) if kind.chance(SPRINKLED) else drawn)
+            return _as_fixed(task, edged(sprinkled(drawn, seed) if kind.chance(SPRINKLED) else drawn, seed))
         begins += share
-    return _as_fixed(task, Workload.random(seed, max_requests=task.max_requests, **task.shape))
+    return _as_fixed(task, edged(Workload.random(seed, max_requests=task.max_requests, **task.shape), seed))
 
 
 def _as_fixed(task: Task, drawn: Workload) -> Workload:

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pawl.lifecycle.namespaces import salt_of
-from pawl.lifecycle.records import Submitted
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.records import Contained, Delivered, Submitted, Transition
+from pawl.lifecycle.states import Cause, Event
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.routing import ROUNDING_S
 
@@ -23,6 +23,7 @@ def check_asked(run: Cluster, client: Client) -> None:
     """Whichever replica has the request, it is as its client sent it; and one that goes on from a replica that was lost
     goes on with its deadline, and with what its client was told. Raises PropertyFailed."""
     arrival, request = client.arrival, client.request
+    _check_aborts(run, request)
     taken = _records_of(run, request)
     for count, (record, replica) in enumerate(taken):
         _check_deadline(run, record, replica, arrival.timeout_s)
@@ -108,17 +109,44 @@ def check_times(run: Cluster, client: Client) -> None:
 
 def _check_recorded(run: Cluster, client: Client, told: Timing) -> None:
     cause, request = None if client.done is None else client.done.cause, client.request or 0
-    known = [each.usage.times[request] for each in run.serving if request in each.usage.times]
-    if len(known) != 1 or run.failed or cause in (Cause.INTERNAL, Cause.DRAINED):
+    had = [each for each in run.serving if request in each.usage.times]
+    if len(had) != 1 or run.failed or cause in (Cause.INTERNAL, Cause.DRAINED):
         return  # else records may be missing, or the gateway may have answered, which does not know them
-    true = known[0]
+    true = had[0].usage.times[request]
     pairs = [(told.submitted, true.submitted), (told.admitted, true.admitted)]
-    if cause is not Cause.STOP_STRING:  # which the detokenizer has seen, where a token is not seen as soon
+    if cause is Cause.STOP_STRING and told.first_token is None:
+        text = f"its text ended it, and nobody tells when it had its first token: {told}"
+        raise PropertyFailed("observability_conservation", text, request)
+    # Which the detokenizer has seen, where a token is not seen as soon.
+    if cause is not Cause.STOP_STRING or ended_with_its_text(had[0], client):
         pairs += [(told.first_token, true.first_token), (told.ended, true.ended)]
     for said, recorded in pairs:
         if (said is None) != (recorded is None) or abs((said or 0.0) - (recorded or 0.0)) > ROUNDING_S:
             text = f"it is told {told}, and {true} is recorded"
             raise PropertyFailed("observability_conservation", text, request)
+
+
+def ended_with_its_text(replica: SimulatedReplica, client: Client) -> bool:
+    """Whether the token that completed a stop string was the last one that this replica's scheduler drew for the
+    request anyway: then the client is told what that one knows."""
+    return any(
+        isinstance(record, Transition)
+        and (record.request, record.event) == (client.request, Event.FINISH)
+        and record.cause != Cause.STOP_STRING
+        and record.num_output == len(client.tokens)
+        for record in replica.trace.records
+    )
+
+
+def _check_aborts(run: Cluster, request: int | None) -> None:
+    """A scheduler that has survived nothing is told once that a client wants no more."""
+    for replica in run.replicas:
+        records = replica.trace.records
+        orders = [each for each in records if isinstance(each, Delivered) and each.kind == "abort"]
+        told = [each for each in orders if each.fields.get("cause", Cause.CLIENT) in (Cause.CLIENT, Cause.DISCONNECT)]
+        count = sum(request in each.fields.get("requests", ()) for each in told)
+        if count > 1 and not any(isinstance(record, Contained) for record in records):
+            raise PropertyFailed("abort_is_total", f"its scheduler was told {count} times to abort it", request)
 
 
 def _time_passes_on_the_way(run: Cluster) -> bool:

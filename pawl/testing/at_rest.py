@@ -28,11 +28,12 @@ from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.agreement import check_agreement
-from pawl.testing.asked import check_accepted, check_asked, check_times
+from pawl.testing.asked import check_accepted, check_asked, check_times, ended_with_its_text
 from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.counted import check_counted
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
+from pawl.testing.named import may_end
 from pawl.testing.pairs import check_pairs
 from pawl.testing.profiles import profile_at_rest
 
@@ -204,7 +205,7 @@ class EndChecks:
         drafts = seen.drafted[request], seen.accepted[request]
         if replica.lost:  # and nobody had it after that, when it ended: the loss is one more
             retractions = told.retractions
-        if cause is Cause.STOP_STRING:  # the detokenizer, which ends it, has not heard of these
+        if cause is Cause.STOP_STRING and not ended_with_its_text(replica, client):  # else the detokenizer ends it
             retractions, drafts = told.retractions, (told.draft_tokens, told.accepted_tokens)
         if self._unrecorded:
             cached, retractions = told.cached_tokens, told.retractions
@@ -254,7 +255,7 @@ class EndChecks:
             Cause.DISCONNECT: arrival.leaves_after is not None,
             Cause.DRAINED: workload.closing is not None,
             Cause.INTERNAL: bool(self.run.crashed),
-            Cause.INVALID: arrival.session or self._may_miss_adapter(client),
+            Cause.INVALID: arrival.session or self._may_miss_adapter(client) or client.had_namesake,
             Cause.ADAPTER: bool(arrival.adapter) and "adapter" in self.run.system.faults.struck,
             # The tokenizer has not seen what it goes on from.
             Cause.NEVER_FITS: arrival.session and len(arrival.prompt) + arrival.max_new_tokens > workload.shape.room,
@@ -262,7 +263,8 @@ class EndChecks:
             # A receiver that is gone looks like one that is full, until the gateway hears of it.
             Cause.OVERLOADED: bool(self.run.crashed),
         }
-        ended = any(cause in row_of(control.body).ends for control in workload.controls)
+        orders = [control for control in workload.controls if may_end(control, client)]
+        ended = any(cause in row_of(control.body).ends for control in orders)
         if not ended and not reasons.get(cause, False):
             check_refusal(arrival, workload.shape, len(self.run.desk.clients), cause, client.request)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from pawl.memory.arrays import Int32s
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
 from pawl.memory.prefix.node import NO_PRIORITY
 
@@ -60,8 +61,8 @@ LEAVES: Mapping[str, Callable[[Page], Key]] = {
 
 class CacheAsStated:
     """A request begins with the longest beginning that is cached, and what it computes beyond that is cached once. Of
-    pages that nobody holds and nothing goes on from, those leave first that the policy says, as many as are wanted,
-    and behind each step that may touch them."""
+    pages that nobody holds and nothing goes on from, those leave first that the policy says, as many as are wanted
+    and no more than memory lacks, and behind each step that may touch them."""
 
     name: ClassVar[str] = "cache_as_stated"
 
@@ -78,6 +79,8 @@ class CacheAsStated:
         self._held: dict[int, tuple[Hold, list[int]]] = {}
         """By identity: what is held."""
         self._num_unheld = 0
+        self.lacking: int | None = None
+        """Pages that are free less than are wanted at the moment; None: nobody wants any."""
         self._now = 0
 
     def judge(self, cache: Any, call: Callable[[], None]) -> None:
@@ -148,6 +151,8 @@ class CacheAsStated:
     def evicted(self, gone: Eviction, wanted: int, leaves: Mapping[int, Key]) -> None:
         """Pages have left, as so many were wanted, when these might."""
         self._now += 1
+        if self.lacking is not None and wanted > self.lacking:
+            self._fail(f"{wanted} pages are made to leave where {self.lacking} are lacking")
         pages = gone.pages.tolist()
         known = [self._pages[page] for page in pages if page in self._pages]
         if len(known) < len(pages) or any(page.num_holders for page in known):
@@ -256,10 +261,25 @@ class _Watched:
         return gone
 
 
-def watch_cache(cache: PrefixCache, eviction: str, report: Report, *, exact: bool) -> None:
+def watch_cache(cache: PrefixCache, eviction: str, report: Report, *, exact: bool) -> CacheAsStated:
     """From here on the calls of this cache, in which nothing is, are judged by `CacheAsStated`."""
     kind = type(cache)
     methods = {name: getattr(_Watched, name) for name in ("match_and_hold", "insert", "release", "evict", "reset")}
     books = CacheAsStated(eviction, cache.page_size, report, exact=exact)
     # The same object, as holds and others refer to it.
     cache.__class__ = type(kind.__name__, (kind,), {**methods, "__slots__": (), "own": kind, "books": books})
+    return books
+
+
+def watch_room(memory: Memory, books: CacheAsStated) -> None:
+    """From here on no more pages are made to leave the cache, of which these are the books, than this memory lacks."""
+    make_room = memory.make_room
+
+    def watched(count: int) -> bool:
+        books.lacking = max(count - memory.pages.free, 0)
+        try:
+            return make_room(count)
+        finally:
+            books.lacking = None
+
+    memory.make_room = watched  # type: ignore[method-assign]

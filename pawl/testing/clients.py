@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pawl.actors.control import row_of
+from pawl.actors.control.requests import AbortRequests
 from pawl.actors.control.sessions import SIMULATED, OpenSessionByName
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
@@ -22,6 +23,7 @@ from pawl.loops.recovery import FAILED_ORDER
 from pawl.loops.residency import MOVING, UPDATING
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.expectations import DrawnBy, Expectations
+from pawl.testing.named import check_aborted, check_sent, have_namesake, names
 from pawl.testing.parameters import parameters_of
 from pawl.testing.workload import Arrival, Control, Workload
 
@@ -71,6 +73,8 @@ class Client(Inbox):
         """The name."""
         self.denied = False
         """When it was sent requests could not name its adapter, which was loaded and not unloaded."""
+        self.had_namesake = False
+        """When it was sent, with others of its call, another one had the name of one of them."""
         self.arrival = msgspec.structs.replace(arrival, adapter="")
         self.request: int | None = None
         self.tokens: list[int] = []
@@ -82,6 +86,8 @@ class Client(Inbox):
         self.left = False
         self.first_at: float | None = None
         """When it saw its first token."""
+        self.rid = f"turn {index}" if arrival.session else arrival.rid
+        """Its name, where it has one."""
         self._desk = desk
         self.index = index
 
@@ -119,6 +125,11 @@ class Client(Inbox):
         self.denied = named is None and self._desk.has_loaded(self.adapter)
         self.arrival = msgspec.structs.replace(self.arrival, adapter="" if named is None else named.source)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it was sent, and reads until its end."""
+        return self.request is not None and not self.num_ends and not self.left
+
     def leave_if_due(self) -> None:
         """Hang up, if it is the moment: the gateway learns of it by a message, as from a connection."""
         leaves_after = self.arrival.leaves_after
@@ -148,6 +159,8 @@ class FrontDesk(Gateway):
         for index, client in enumerate(self.clients):
             first = next(reversed(self.calls)) if index and client.arrival.with_previous else index
             self.calls.setdefault(first, []).append(client)
+        self._named: dict[int, list[Client]] = {}
+        """Who waited when an order to end those of its name was given, by its index."""
         self._num_told = 0
         """Output tokens that all clients together have been told."""
         self._later: list[tuple[int, Any]] = []
@@ -237,12 +250,16 @@ class FrontDesk(Gateway):
         match message:
             case Arrive(index):
                 clients = self.calls[index]
+                namesake = have_namesake(self, clients)
                 for client in clients:
                     client.settle_adapter()
+                    client.had_namesake = namesake
                 group = f"call {index}" if len(clients) > 1 else ""
                 numbers = self.submit([self._request(client, group) for client in clients], clients)
                 for client, number in zip(clients, numbers, strict=True):
                     client.request = number
+                check_sent(self, clients)
+                for client in clients:
                     client.leave_if_due()
             case Leave(index):
                 client = self.clients[index]
@@ -252,6 +269,8 @@ class FrontDesk(Gateway):
                     self.abort([client.request], Cause.DISCONNECT)
             case Steer(index):
                 body = self._workload.controls[index].body
+                if isinstance(body, AbortRequests):
+                    self._named[index] = [client for client in self.clients if client.waits and names(body, client)]
                 row_of(body).put(self, body, partial(self._steered, index))
             case Undo(index):
                 body = row_of(self._workload.controls[index].body).undone_by
@@ -264,6 +283,7 @@ class FrontDesk(Gateway):
 
     def _steered(self, index: int, reply: Reply) -> None:
         self.answers[index].append(reply)
+        check_aborted(self, self._named.pop(index, ()), reply)
         control = self._workload.controls[index]
         if row_of(control.body).undone_by is not None:
             self._undoing[index] = 0
@@ -292,7 +312,7 @@ class FrontDesk(Gateway):
         arrival, index = client.arrival, client.index
         return Submit(
             request=0,
-            rid=f"turn {index}" if arrival.session else "",
+            rid=client.rid,
             session=self._session(index) if arrival.session else None,
             scored_from=1 if arrival.session and arrival.prompt_logprobs else 0,
             group=group,

@@ -295,7 +295,8 @@ def check_refusal(arrival: Arrival, shape: Shape, num_requests: int, cause: Caus
     length, config = len(arrival.prompt) + arrival.max_new_tokens, shape.loop_config()
     reasons = {
         Cause.TOO_LONG: length > config.max_context,
-        Cause.NEVER_FITS: length > config.num_pages * config.page_size,
+        # The last token is computed by nobody.
+        Cause.NEVER_FITS: max(len(arrival.prompt), length - 1) > config.num_pages * config.page_size,
         Cause.OVERLOADED: num_requests > min(shape.max_queued, shape.mailbox or num_requests),
         Cause.GRAMMAR: arrival.grammar == BAD_GRAMMAR,
     }

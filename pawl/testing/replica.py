@@ -28,9 +28,10 @@ from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.prefix.select import KINDS
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.violation import MemoryViolation
-from pawl.testing.caches import watch_cache
+from pawl.testing.caches import watch_cache, watch_room
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import Model, SimulatedDevice, storage_of
+from pawl.testing.ordering import watch_policy
 from pawl.testing.parts import Checked, own_parts
 from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
@@ -146,10 +147,13 @@ class SimulatedReplica:
         self.scheduler.loop.feed.follow(self._follow_cache)
         for part in own_parts(self.scheduler.loop):
             part.report = self._system.report
-        cache, config = self.scheduler.loop.memory.cache, self.scheduler.config
+        watch_policy(self.scheduler.loop, report)
+        memory, config = self.scheduler.loop.memory, self.scheduler.config
+        cache = memory.cache
         if KINDS[config.cache].ordered and not isinstance(cache, Checked):
             exact = not isinstance(cache, SlidingCache)
-            watch_cache(cache, config.eviction, lambda *wrong: self._wrong_of_cache.append(wrong), exact=exact)
+            books = watch_cache(cache, config.eviction, lambda *wrong: self._wrong_of_cache.append(wrong), exact=exact)
+            watch_room(memory, books)
 
     def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
         try:

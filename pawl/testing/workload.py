@@ -34,6 +34,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     prompt: tuple[int, ...]
     max_new_tokens: AtLeastZero
+    rid: str = ""
+    """Its name, which others may have had; a turn has one of its own. Empty: the gateway gives it one."""
     at_s: Seconds = 0.0
     """When it is sent, virtual seconds."""
     after_tokens: AtLeastZero = 0

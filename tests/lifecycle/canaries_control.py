@@ -84,6 +84,12 @@ def beside(*, alone: bool, prompts: int, waiting: int = 0, max_step_s: float = 1
 
 
 CONTROL_CANARIES: dict[str, Canary] = {
+    "work for a request that came when the engine drained": Canary(
+        "abort_is_total",
+        planted("submitted 2", Delivered("drain", {"grace_s": 9.0}, 0, float("inf"))),
+        "step 5 is planned and the request",
+        3,
+    ),
     "a flush of a live request": Canary(
         "quiescent_flush", planted("admit 2", Flushed(float("inf"))), "flushed with 2 requests live", 1
     ),

@@ -84,6 +84,11 @@ TURNS_CANARIES: dict[str, Canary] = {
         through(3, (0, 1), (2, 3)),
         "step 3 takes 2 of 2 requests that decode .* 2 micro-batches",
     ),
+    "a micro-batch of fewer than their share": Canary(
+        "fair_micro_batches",
+        through(2, (0,)),
+        "step 2 takes 1 of 4 requests that decode and could be in it, and none of the others needs a page",
+    ),
     "a turn before one that has waited longer": Canary(
         "fair_micro_batches",
         through(2, (0, 1), (2, 3), (0, 2), come_back=2),

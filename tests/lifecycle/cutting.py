@@ -12,7 +12,6 @@ from pawl.lifecycle import snapshot
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.properties.base import Property
 from pawl.lifecycle.properties.bounded_gaps import BoundedGaps
-from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.ending import AbortIsTotal
 from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
@@ -81,7 +80,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
         "newest_long": 0,
-        "draining": _of(monitor, TrueCauses)._drains,
+        "draining": _of(monitor, AbortIsTotal)._drains,
         "sessions": [],
         "limits": {
             "now": _of(monitor, LimitsHold)._limits.now or Limits(max_running=8, prefill_chunk=8, max_queued=8),

@@ -7,6 +7,7 @@ from tests.mutants.in_apart import APART
 from tests.mutants.in_asked import ASKED
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
+from tests.mutants.in_edges import EDGES
 from tests.mutants.in_hand_over import HAND_OVER
 from tests.mutants.in_lasting import LASTING
 from tests.mutants.in_lifecycle import LIFECYCLE
@@ -28,7 +29,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED, *LASTING),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED, *LASTING, *EDGES),
 )
 
 EQUIVALENT = {

@@ -8,9 +8,10 @@ an hour.
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import _lru_cache_wrapper, partial
 from pathlib import Path
 
 import msgspec
@@ -50,6 +51,7 @@ class Row(msgspec.Struct, frozen=True):
 def measure(budgets: Mapping[str, float], exhaustive: int, name: str) -> Row:
     """Hunt one mutant; `exhaustive`: schedules for the smallest workload."""
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    forget()
     hunts = {strategy: hunt(mutant, strategy, seconds) for strategy, seconds in budgets.items()}
     hits = {
         strategy: each for strategy, each in hunts.items() if each.found is not None and _is_sound(name, each.found)
@@ -58,8 +60,17 @@ def measure(budgets: Mapping[str, float], exhaustive: int, name: str) -> Row:
     return _with_smallest(mutant, row, next(iter(hits.values())).found, exhaustive) if hits else row
 
 
+def forget() -> None:
+    """Drop all that this process remembers of what functions gave: it may be of code with a defect, what clients are to
+    get for one."""
+    for each in gc.get_objects():
+        if isinstance(each, _lru_cache_wrapper):
+            each.cache_clear()
+
+
 def _is_sound(name: str, found: Schedule) -> bool:
     """Whether what shows the defect passes without it: else it shows something else, which is said."""
+    forget()
     try:
         shown = replay_schedule(found)
     except Diverged:

@@ -19,6 +19,7 @@ from pawl.memory.prefix.select import CACHES, KINDS
 from pawl.testing import BoundedOvertaking, Workload, expectations
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.caches import CacheAsStated
+from pawl.testing.ordering import PolicyAsStated
 from pawl.testing.routing import WatchedPlacement, WatchedScaling
 from pawl.testing.shape import Shape
 from pawl.testing.stores import TiersAsStated
@@ -106,7 +107,7 @@ def test_a_feature_is_judged_by_properties_that_exist(feature: Feature) -> None:
 
 
 def test_what_only_simulated_runs_are_held_to_is_on_the_page_as_its_class_states_it() -> None:
-    kinds = (BoundedOvertaking, CacheAsStated, TiersAsStated, WatchedPlacement, WatchedScaling)
+    kinds = (BoundedOvertaking, PolicyAsStated, CacheAsStated, TiersAsStated, WatchedPlacement, WatchedScaling)
     assert {kind.name: statement(kind) for kind in kinds} == OF_RUNS
 
 
@@ -137,7 +138,7 @@ def test_whatever_can_be_set_is_drawn_or_has_a_reason_not_to_be(
 def test_every_field_of_a_server_and_an_arrival_belongs_to_a_feature() -> None:
     for struct, features, apart in (
         (Shape, server.FEATURES, {"scheduler"}),
-        (Arrival, request.FEATURES, set()),
+        (Arrival, request.FEATURES, {"rid"}),  # drawn where somebody aborts by it: pawl/testing/edges.py
     ):
         fields = {info.name for info in msgspec.structs.fields(struct)}
         assert fields - {name for feature in features for name in feature.fields} == apart

@@ -11,9 +11,10 @@ from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair
-from pawl.lifecycle.records import Submitted
+from pawl.lifecycle.records import Contained, Delivered, Submitted
+from pawl.lifecycle.states import Cause
 from pawl.testing import Arrival, PropertyFailed, Workload
-from pawl.testing.asked import check_accepted, check_asked, check_times
+from pawl.testing.asked import check_accepted, check_asked, check_times, ended_with_its_text
 from pawl.testing.cluster import NO_FAULTS, Cluster, cluster
 from pawl.testing.shape import Shape
 
@@ -132,3 +133,51 @@ def test_another_prompt_than_was_sent_is_found(arrival: Arrival, told: dict[str,
     client.accept = msgspec.structs.replace(client.accept, **told)
     with pytest.raises(PropertyFailed, match=words):
         check_accepted(client, arrival)
+
+
+STOPPED = msgspec.structs.replace(
+    ALONE, arrivals=(Arrival(prompt=(97, 98), max_new_tokens=3, stop_after=3), Arrival(prompt=(98,), max_new_tokens=3))
+)
+
+
+def told_otherwise(run: Cluster, **timing: Any) -> None:
+    client = run.desk.clients[0]
+    assert client.done is not None
+    assert client.done.cause is Cause.STOP_STRING
+    client.done = msgspec.structs.replace(client.done, timing=msgspec.structs.replace(client.done.timing, **timing))
+
+
+def test_who_is_stopped_by_its_text_is_told_when_it_had_its_first_token() -> None:
+    run = served(
+        msgspec.structs.replace(STOPPED, arrivals=(msgspec.structs.replace(STOPPED.arrivals[0], stop_after=1),))
+    )
+    check_times(run, run.desk.clients[0])
+    told_otherwise(run, first_token=None)
+    with pytest.raises(PropertyFailed, match="nobody tells when it had its first token"):
+        check_times(run, run.desk.clients[0])
+
+
+def test_whose_last_token_completes_its_stop_string_is_told_what_its_scheduler_knows() -> None:
+    run = served(STOPPED)
+    client = run.desk.clients[0]
+    check_times(run, client)
+    assert [ended_with_its_text(run.replicas[0], each) for each in run.desk.clients] == [True, True]
+    cut = msgspec.structs.replace(STOPPED.arrivals[0], max_new_tokens=4)
+    other = served(msgspec.structs.replace(STOPPED, arrivals=(cut,)))
+    assert not ended_with_its_text(other.replicas[0], other.desk.clients[0])
+    told_otherwise(run, ended=0.31)
+    with pytest.raises(PropertyFailed, match=r"it is told .* is recorded"):
+        check_times(run, client)
+
+
+@pytest.mark.parametrize(("count", "survived"), [(1, False), (2, False), (2, True)])
+def test_a_scheduler_is_told_once_to_abort_a_request(count: int, survived: bool) -> None:
+    run = served()
+    (client,) = run.desk.clients
+    more = [Delivered("abort", {"requests": [client.request], "cause": "client"}, 0, 9.0)] * count
+    run.serving[0].trace.records += [*more, *([Contained(0, "", 9.0)] if survived else [])]
+    if count == 1 or survived:
+        check_asked(run, client)
+        return
+    with pytest.raises(PropertyFailed, match="its scheduler was told 2 times to abort it"):
+        check_asked(run, client)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from pawl.memory.arrays import Int32s
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.base import Eviction
 from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable
 from pawl.memory.prefix.order import POLICIES
 from pawl.memory.prefix.radix import RadixCache
-from pawl.testing.caches import LEAVES, watch_cache
+from pawl.testing.caches import LEAVES, watch_cache, watch_room
 
 SIZE = 2
 KINDS: tuple[Any, ...] = (RadixCache, CompiledRadixCache)
@@ -130,3 +131,21 @@ def test_a_cache_that_is_wrong_is_told(falsify: Callable[[Any], None], words: st
     assert told == []
     falsify(cache)
     assert any(re.search(words, text) for text in told), told
+
+
+@pytest.mark.parametrize(("wanted", "words"), [(1, ""), (2, "2 pages are made to leave where 1 are lacking")])
+def test_more_than_memory_lacks_is_not_made_to_leave(wanted: int, words: str) -> None:
+    memory, told = Memory(num_pages=4, num_slots=1, max_context=8, cache=RadixCache(SIZE)), list[str]()
+    report = lambda name, text: told.append(f"{name}: {text}")  # noqa: E731
+    watch_room(memory, watch_cache(memory.cache, "lru", report, exact=True))
+    transaction = memory.ledger.begin()
+    assert memory.admit(transaction, tokens("abcdef"), "", use_cache=True) is not None
+    assert memory.extend_slot(transaction, 0, 6) is not None
+    memory.ledger.prepare(transaction)
+    memory.ledger.commit(transaction)
+    memory.share_prefix(0, tokens("abcdef"), "")
+    memory.release(0)
+    own = memory.cache.evict
+    memory.cache.evict = lambda count: own(wanted)  # type: ignore[method-assign]
+    assert memory.make_room(2)
+    assert told == ([f"cache_as_stated: {words}"] if words else [])

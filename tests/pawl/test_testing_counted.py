@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import msgspec
 import pytest
 
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair
+from pawl.lifecycle.records import Flushed
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.cache import FlushCache
 from pawl.testing import Arrival, PropertyFailed, Workload
 from pawl.testing.cluster import Cluster, cluster
 from pawl.testing.counted import check_counted
+from pawl.testing.workload import Control
 
 SERVED = Workload(arrivals=tuple(Arrival(prompt=(97, 98), max_new_tokens=count) for count in (1, 3)))
 ONE_LEAVES = Workload(arrivals=(*SERVED.arrivals, Arrival(prompt=(98,), max_new_tokens=8, leaves_after=1)))
@@ -90,3 +94,13 @@ def test_who_hung_up_may_have_had_anything_and_the_others_are_counted_all_the_sa
     check_counted(run)
     monkeypatch.setattr(totals, "generated_tokens", 3)
     assert "output tokens as 3" in told(run)
+
+
+def test_a_flush_that_is_not_recorded_is_told() -> None:
+    run = ended(msgspec.structs.replace(SERVED, controls=(Control(body=FlushCache(1.0)),)))
+    check_counted(run)
+    records = run.replicas[0].trace.records
+    assert [answer.ok for answer in run.desk.answers[0]] == [True]
+    records[:] = [record for record in records if not isinstance(record, Flushed)]
+    assert "counts flushes as 1, and 0 is true" in told(run)
+    ended.cache_clear()
