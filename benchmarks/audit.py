@@ -1,4 +1,5 @@
-"""What an audit costs: a trace judged by every property, decided again, and both at once as `pawl audit` does it.
+"""What an audit costs: a trace judged by every property, decided again with the looks at the whole memory that an audit
+takes meanwhile, and both at once as `pawl audit` does it.
 
     python -m benchmarks.audit [--records 200000]
 
@@ -19,12 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Result, Spread, repeat, seconds_of, table, write_json
+from pawl.commands.beside import decide
 from pawl.config import ServerConfig
 from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
-from pawl.lifecycle.trace.reader import TraceReader
 from pawl.logs import configure_logs
-from pawl.loops.replay import replay
 
 RUNNING, AT_ONCE = 64, 500
 PROMPT, BEGINNING, OUTPUT = 64, 48, 32
@@ -75,7 +75,7 @@ def main() -> None:
             raise AssertionError(report.text())
         count, rounds = report.num_records, arguments.rounds
         judged = repeat(lambda: rate(count, lambda: audit(path)), rounds)
-        decided = repeat(lambda: rate(count, lambda: replay(TraceReader(path))), rounds)
+        decided = repeat(lambda: rate(count, lambda: decide(path, lambda share: None)), rounds)
         both = Spread.of([seconds_of(lambda: command(path)) for _ in range(rounds)])
     results = [
         Result("judged, one core", judged, "records/s", target=JUDGE_GOAL, higher_is_better=True),

@@ -190,18 +190,16 @@ class Recomputed(Property):
 
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
-        number = history.number
-        rows = history.step.rows
-        events, tokens = uint8s(record.events), int32s(record.tokens).tolist()
-        drew = num_tokens(events, record.counts)
-        of_segment = np.ones(len(rows), np.int32) if record.counts is None else int32s(record.counts)
+        number, samples = history.number, history.step.samples
+        rows, tokens = history.step.rows[samples].tolist(), int32s(record.tokens).tolist()
+        drew = num_tokens(uint8s(record.events), record.counts)[samples].tolist()
+        counts = [1] * len(rows) if record.counts is None else int32s(record.counts)[samples].tolist()
         at = 0
-        for index in np.flatnonzero(history.step.samples).tolist():
-            count = int(of_segment[index])
-            life = self._lives.get(int(rows[index]))
-            if life is not None and drew[index] and life.outdated:
+        for row, count, given in zip(rows, counts, drew, strict=True):
+            life = self._lives.get(row) if given else None
+            if life is not None and life.outdated:
                 self.tally.of_other_weights += count
-            elif life is not None and drew[index]:
+            elif life is not None:
                 life.output += tokens[at : at + count]
                 life.records += [number] * count
             at += count
@@ -282,8 +280,10 @@ class Recomputed(Property):
 
 def _other_tokens(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
     before = len(life.known) - life.num_prompt
-    recorded = [*life.known[life.num_prompt :].tolist(), *life.output]
-    for index, (said, drawn) in enumerate(zip(recorded, again.tokens.tolist(), strict=True)):
+    recorded, computed = [*life.known[life.num_prompt :].tolist(), *life.output], again.tokens.tolist()
+    if recorded == computed:
+        return
+    for index, (said, drawn) in enumerate(zip(recorded, computed, strict=True)):
         if said != drawn:
             where = f"output token {index}, at position {life.num_prompt + index},"
             record = life.records[index - before] if index >= before else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,3 +17,16 @@ UInt8s: TypeAlias = NDArray[np.uint8]
 NO_PAGES: Int32s = np.empty(0, np.int32)
 ONE = np.array(1, np.int32)
 """For sums: numpy takes twice as long with a number of Python's."""
+
+
+# Numpy finds the place of the largest number in a fifth of the time that it takes to give its value.
+
+
+def highest(values: NDArray[np.integer[Any]]) -> int:
+    """The largest of some numbers. Raises ValueError where there are none."""
+    return int(values.item(values.argmax()))
+
+
+def lowest(values: NDArray[np.integer[Any]]) -> int:
+    """The smallest of some numbers. Raises ValueError where there are none."""
+    return int(values.item(values.argmin()))

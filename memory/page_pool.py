@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pawl.memory import moves
-from pawl.memory.arrays import ONE, Int32s
+from pawl.memory.arrays import ONE, Int32s, lowest
 from pawl.memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
 from pawl.memory.moves import Moves
 from pawl.memory.transaction import Ledger, Transaction
@@ -133,7 +133,7 @@ class PagePool:
         """A row lets go of its pages. Those without another referrer are free once step `fence` is resolved."""
         index = pages.astype(np.intp)
         left = self.refcount[index] - ONE
-        if left.size and int(left.min()) < 0:
+        if len(left) and lowest(left) < 0:
             raise MemoryViolation("refcount never falls below zero", pages=pages[left < 0])
         self.refcount[index] = left
         self._digest.value -= total(self._keys[index])
@@ -268,7 +268,9 @@ class PagePool:
         """Every property of single pages, O(total): for tests and the idle self-check."""
         self.check()
         free = self.free_pages
-        if len(np.unique(free)) != len(free):
+        is_free = np.zeros(self.total, np.bool_)
+        is_free[free] = True
+        if np.count_nonzero(is_free) != len(free):
             raise MemoryViolation("the free stack has no duplicate")
         if (self.refcount[free] != 0).any():
             raise MemoryViolation("no page is both free and referenced", pages=free[self.refcount[free] != 0])

@@ -23,54 +23,51 @@ def walk(roots: Mapping[str, Root]) -> Iterator[Node]:
 
 def own_holders(node: Node) -> int:
     """Holders of this very place, those of its children left out."""
-    return node.holds - sum(1 for child in node.children.values() if child.holds)
+    return node.holds - sum([child.holds != 0 for child in node.children.values()]) if node.children else node.holds
 
 
-def check_tree(roots: Mapping[str, Root], order: Order, page_bytes: int) -> None:
-    """Raise MemoryViolation at the first property that does not hold. O(size)."""
+def check_tree(roots: Mapping[str, Root], order: Order, page_bytes: int, kept: Mapping[str, int]) -> None:
+    """Raise MemoryViolation at the first property that does not hold; `kept` is what the cache counts. O(size)."""
     for namespace, root in roots.items():
         if root.namespace != namespace or not root.children:
             raise MemoryViolation("a namespace has a tree", namespace=namespace)
         if own_holders(root) != 1:
             raise MemoryViolation("a root counts as held once", namespace=namespace, holds=root.holds)
-        for first, child in root.children.items():
-            _check_edge(root, first, child, page_bytes)
+        _check_edges(root, page_bytes)
+    found = dict.fromkeys(("held", "evictable", "nodes", "holds"), 0)
     seen: set[int] = set()
     unheld: set[Node] = set()
     for node in walk(roots):
-        for first, child in node.children.items():
-            _check_edge(node, first, child, page_bytes)
-        if own_holders(node) < 0:
+        if node.children:
+            _check_edges(node, page_bytes)
+        own, count = own_holders(node), len(node.pages)
+        if own < 0:
             raise MemoryViolation(
                 "holds = own holders + held children", holds=node.holds, pages=node.pages, children=len(node.children)
             )
-        if not node.holds:
+        if node.holds:
+            found["held"] += count
+        else:
+            found["evictable"] += count
             unheld.add(node)
+        found["nodes"] += 1
+        found["holds"] += own
         before = len(seen)
         seen.update(node.pages.tolist())
-        if len(seen) != before + len(node.pages):
+        if len(seen) != before + count:
             raise MemoryViolation("a page is cached in one place", pages=node.pages)
     order.check(unheld)
-
-
-def check_counters(roots: Mapping[str, Root], kept: Mapping[str, int]) -> None:
-    """What a cache counts, `kept`, is what its trees hold. Raises MemoryViolation. O(size)."""
-    nodes = list(walk(roots))
-    found = {
-        "held": sum(len(node.pages) for node in nodes if node.holds),
-        "evictable": sum(len(node.pages) for node in nodes if not node.holds),
-        "nodes": len(nodes),
-        "holds": sum(own_holders(node) for node in nodes),
-    }
     if found != kept:
         raise MemoryViolation("counters of the cache equal its content", kept=kept, found=found)
 
 
-def _check_edge(parent: Node, first: bytes, child: Node, page_bytes: int) -> None:
-    if child.parent is not parent or child.key[:page_bytes] != first:
-        raise MemoryViolation("a child is found by its first page, and knows its parent", pages=child.pages)
-    if not child.key or len(child.key) != len(child.pages) * page_bytes:
-        raise MemoryViolation("an edge holds whole pages", key_bytes=len(child.key), num_pages=len(child.pages))
+def _check_edges(parent: Node, page_bytes: int) -> None:
+    for first, child in parent.children.items():
+        key = child.key
+        if child.parent is not parent or key[:page_bytes] != first:
+            raise MemoryViolation("a child is found by its first page, and knows its parent", pages=child.pages)
+        if not key or len(key) != len(child.pages) * page_bytes:
+            raise MemoryViolation("an edge holds whole pages", key_bytes=len(key), num_pages=len(child.pages))
 
 
 def content(roots: Mapping[str, Root], page_size: int) -> Content:

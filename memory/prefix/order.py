@@ -127,7 +127,7 @@ class RecencyOrder:
                 raise MemoryViolation("a held node is never evicted", holds=node.holds, pages=node.pages)
             if node in left or node.newer.older is not node or node.older.newer is not node:
                 raise MemoryViolation("the order of leaving is a ring", pages=node.pages)
-            if any(child not in left for child in node.children.values()):
+            if node.children and not left.issuperset(node.children.values()):
                 raise MemoryViolation("children leave before their parent", pages=node.pages)
             left.add(node)
         _check_all_wait(len(left), len(unheld))

@@ -22,7 +22,7 @@ import numpy as np
 
 from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
-from pawl.memory.prefix.checks import check_counters, check_tree, content
+from pawl.memory.prefix.checks import check_tree, content
 from pawl.memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
 from pawl.memory.prefix.hold import RadixHold
 from pawl.memory.prefix.node import Node, Root, common_pages, path
@@ -326,11 +326,10 @@ class RadixCache:
 
     def check_all(self) -> None:
         """Every property of the structure, O(size)."""
-        check_tree(self._roots, self._order, self._page_bytes)
         kept = {
             "held": self._held,
             "evictable": self._evictable,
             "nodes": self._num_nodes,
             "holds": self._num_holds,
         }
-        check_counters(self._roots, kept)
+        check_tree(self._roots, self._order, self._page_bytes, kept)

@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pawl.memory.arrays import Int32s
-from pawl.memory.prefix.node import NO_RANK, Node, Rank, Root
+from pawl.memory.prefix.node import Node, Rank, Root
 from pawl.memory.prefix.order import RankedOrder, RecencyOrder
 from pawl.memory.prefix.radix import RadixCache
 
@@ -80,29 +79,24 @@ def restore(cache: RadixCache, snapshot: Snapshot) -> None:
     trees, waiting, clock = snapshot
     if len(set(waiting)) != len(waiting):
         raise ValueError("a node waits twice to leave the cache")
-    ranked = isinstance(cache._order, RankedOrder)
+    ranked, page_bytes = isinstance(cache._order, RankedOrder), cache._page_bytes
     nodes: list[Node] = []
     for namespace, root_holds, records in trees:
         root = cache._roots[namespace] = Root(namespace)
         root.holds = root_holds
-        for parent, key, pages, holds, fence, *rank in records:
+        for record in records:
+            parent, key, pages, holds, fence = record[:5]
             above = root if parent is None else nodes[parent]
-            node = Node(above, key, _pages(pages))
+            node = Node(above, key, np.frombuffer(pages, np.int32) if isinstance(pages, bytes) else pages)
             node.holds, node.fence = holds, fence
-            node.rank = _rank(*rank) if ranked else NO_RANK
-            above.children[key[: cache._page_bytes]] = node
+            if ranked:
+                node.rank = _rank(*record[5:])
+            above.children[key[:page_bytes]] = node
             nodes.append(node)
-            if holds:
-                cache._held += len(node.pages)
-            else:
-                cache._evictable += len(node.pages)
     cache._num_nodes = len(nodes)
+    cache._held = sum(len(node.pages) for node in nodes if node.holds)
+    cache._evictable = sum(len(node.pages) for node in nodes if not node.holds)
     _fill(cache._order, [nodes[index] for index in waiting], clock)
-
-
-def _pages(pages: Any) -> Int32s:
-    kept: Int32s = np.frombuffer(pages, np.int32) if isinstance(pages, bytes) else pages
-    return kept
 
 
 def _rank(created: int, used: int, hits: int, priority: int, entry: int) -> Rank:
