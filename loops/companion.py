@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pawl.lifecycle.records import Record
+from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.snapshot import Plain
 from pawl.memory.page_pool import Reservation
 from pawl.memory.snapshot import NoSnapshot
@@ -56,7 +56,7 @@ class Companion:
         """Something of this companion is under way that is released with the weights."""
         return False
 
-    def told(self, record: Record) -> None:
+    def told(self, record: TierTold) -> None:
         """In a replay: a record of an input. One that this companion was given and recorded is given to it again."""
 
     def snapshot(self) -> Plain:

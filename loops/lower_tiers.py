@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from pawl.lifecycle.journal import Journal
-from pawl.lifecycle.records import Record, TierTold
+from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.snapshot import Plain
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
@@ -156,9 +156,7 @@ class LowerTiers(Companion):
         self.journal.tiers("dropped", 0, 0, keys, now)
         self.index.dropped(keys)
 
-    def told(self, record: Record) -> None:
-        if not isinstance(record, TierTold):
-            return
+    def told(self, record: TierTold) -> None:
         keys = split_keys(record.keys)
         match record.kind:
             case "kept":

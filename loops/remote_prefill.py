@@ -20,7 +20,7 @@ import numpy as np
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.namespaces import adapter_of
-from pawl.lifecycle.records import Record, TierTold
+from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.companion import Companion
@@ -220,9 +220,7 @@ class RemotePrefill(Companion):
     def _move(self, row: int, event: Event, cause: Cause, now: float, num_cached: int | None = None) -> None:
         self.journal.move(self.queues.table, row, event, cause, now, num_cached=num_cached)
 
-    def told(self, record: Record) -> None:
-        if not isinstance(record, TierTold):
-            return
+    def told(self, record: TierTold) -> None:
         match record.kind:
             case "received":
                 self.received(record.ticket, record.count, record.num_cached, record.time)

@@ -6,8 +6,9 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pytest
 
-from pawl.actors import placement, routed, router
+from pawl.actors import placement, replica_asks, routed, router
 from pawl.actors.control import Ask
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import (
@@ -29,6 +30,7 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, Finish
+from pawl.loops.orders.sessions import OpenSession
 from pawl.memory.arrays import Int32s
 from tests.actors.raising import Strike, each_struck
 from tests.actors.test_router import PROMPT, Starts, asked
@@ -222,3 +224,32 @@ def test_an_exception_at_any_line_of_the_router_costs_one_request_at_the_most() 
     assert len(tried) > 100
     assert {name: wrong(life) for name, life in tried if wrong(life)} == {}
     assert all(life.router.num_contained == 1 for _, life in tried)
+
+
+def test_who_has_ended_is_remembered_for_so_many_that_ended_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routed, "MOST_ENDED", 2)
+    others = routed.Others()
+    for request in (1, 2, 3):
+        others.end(request, replica=7)
+    order = Abort((1,), Cause.INTERNAL)
+    assert [others.abort(request, order) for request in (1, 2, 3)] == [routed.NOBODY, 7, 7]
+    assert [others.came(request) for request in (2, 3)] == [None, None]
+
+
+def test_an_order_for_who_was_refused_on_its_way_is_forgotten_when_a_later_one_comes() -> None:
+    others, order = routed.Others(), Abort((4, 5, 6, 7), Cause.CLIENT)
+    for request in (4, 5, 6, 7):
+        assert others.abort(request, order) == routed.NOBODY
+    assert others.came(6) is order
+    assert list(others._early) == [7]
+    assert others.came(8) is None
+    assert others._early == {}
+
+
+def test_names_of_sessions_are_remembered_up_to_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_asks, "MOST_SESSIONS", 2)
+    life = Router(RoundRobin(4), [names_of(0)], Starts())
+    ManualContext(life, ROUTER)
+    for ticket, name in enumerate("abac"):
+        life.receive(Ask(ticket, OpenSession(capacity=9, session=name)))
+    assert list(life.fleet.questions.sessions) == ["a", "c"], "the one that was opened last twice stays"

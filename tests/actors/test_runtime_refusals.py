@@ -15,7 +15,7 @@ from pawl.actors.codec import make_codec
 from pawl.actors.control_row import not_a_question
 from pawl.actors.expert_recorder import ExpertRecorder, WrongState
 from pawl.actors.gathering import _merged
-from pawl.actors.grammar_fields import tag_grammar
+from pawl.actors.grammar_fields import _text, tag_grammar
 from pawl.actors.names import PREFILL, is_behind_router, names_of
 from pawl.actors.placement import Load, PrefixAffinity
 from pawl.actors.present import Present
@@ -70,8 +70,16 @@ def _header_that_is_no_word() -> None:
 
 def _other_secret() -> None:
     pages = SharedPages(1, 8, bytes(16))
-    memory = SharedMemory(os.getppid(), pages.memory.handle, bytes(16))
-    SharedReader(memory)
+    memory = SharedMemory(os.getpid(), pages.memory.handle, bytes(range(16)))
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(os, "getpid", lambda: 1)
+        SharedReader(memory)
+
+
+def _no_memory_files() -> None:
+    with pytest.MonkeyPatch.context() as system:
+        system.delattr(os, "memfd_create")
+        SharedPages(1, 8, bytes(16))
 
 
 def _two_links() -> None:
@@ -83,6 +91,18 @@ def _credited(receiver: str) -> None:
     link._credited(Credit(receiver, 1))
 
 
+def _flow_of_nobody() -> None:
+    (link,) = TwoProcesses().connect().a.links.values()
+    link._flow("z")
+
+
+def _deep() -> Any:
+    value: dict[str, Any] = {}
+    for _ in range(100_000):
+        value = {"": value}
+    return value
+
+
 REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "an order as a question": (lambda: not_a_question(None, FlushCache()), TypeError, "a FlushCache is an order"),  # type: ignore[arg-type]
     "an order of nobody": (lambda: Present().done(Beat()), TypeError, "nobody knows what a Beat comes to"),
@@ -92,6 +112,10 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a second link": (_two_links, ValueError, "there is a link to 'b' already"),
     "a header that is no word": (_header_that_is_no_word, Malformed, "."),
     "credit for nobody": (lambda: _credited("z"), Malformed, "credit for an actor that there is not"),
+    "news of nobody": (_flow_of_nobody, Malformed, "about an actor that there is not"),
+    "a grammar without end": (lambda: _text(_deep(), "schema"), InvalidRequest, "schema is nested too deeply"),
+    "pages of another secret": (_other_secret, OSError, "not the pages that were offered"),
+    "a system without memory files": (_no_memory_files, OSError, "this system has no memory files"),
     "a decision after the last": (_behind_the_last, ValueError, "a decision behind the last one"),
     "an option that there is not": (_no_such_option, IndexError, "Beyond chose 2 of 2 options"),
     "a fault more": (lambda: FaultBudget(Faults()).spend(FaultKind.CRASH, "x"), ValueError, "no crash is left"),

@@ -353,3 +353,24 @@ def test_a_violation_is_of_the_property_that_its_statement_belongs_to() -> None:
     for name, statements in STATEMENTS.items():
         assert {name_of(MemoryViolation(statement)) for statement in statements} == {name}
     assert name_of(MemoryError()) == name_of(MemoryViolation("MemoryError")) == "allocation_is_a_transaction"
+
+
+OF_MEMORY = [
+    name
+    for name, check in vars(checks).items()
+    if name.startswith("check_") and name not in ("check_memory", "check_counters")
+]
+
+
+@pytest.mark.parametrize("name", OF_MEMORY)
+def test_whatever_memory_can_find_wrong_with_itself_is_asked_for_a_loop(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finds(memory: object) -> None:
+        raise MemoryViolation(name)
+
+    driver = working()
+    assert driver.loop.checks.check_all(driver.loop) == []
+    monkeypatch.setattr(checks, name, finds)
+    looks = driver.loop.checks.check, driver.loop.checks.check_all
+    assert any(name in str(broken) for look in looks for broken in look(driver.loop))

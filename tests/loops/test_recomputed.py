@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -330,3 +330,60 @@ def test_a_seed_that_was_changed_shows_as_other_words() -> None:
     sampling = msgspec.structs.replace(submitted.sampling, seed=submitted.sampling.seed + 1)
     records[at] = msgspec.structs.replace(submitted, sampling=sampling)
     assert [each.request for each in judged(records)[0]] == [submitted.request]
+
+
+def _with(records: Sequence[Record], changed: Callable[[StepCommitted], StepCommitted | None]) -> list[Record]:
+    """The records, of which the first step that can be is changed."""
+    for at, record in enumerate(records):
+        if isinstance(record, StepCommitted) and (other := changed(record)) is not None:
+            return [*records[:at], other, *records[at + 1 :]]
+    raise AssertionError("no step can be changed so")
+
+
+@pytest.mark.parametrize("place", [-1, 0, 999])
+def test_scores_of_positions_that_nobody_drew_are_left_to_those_who_judge_positions(place: int) -> None:
+    def moved(record: StepCommitted) -> StepCommitted | None:
+        if record.scores is None:
+            return None
+        positions = np.full(len(int32s(record.scores.positions)), place, np.int32)
+        return msgspec.structs.replace(record, scores=record.scores._replace(positions=positions.tobytes()))
+
+    assert judged(_with(run_of(1), moved))[0] == []
+
+
+def test_fewer_likely_tokens_than_were_asked_for_are_left_to_those_who_count_them() -> None:
+    def fewer(record: StepCommitted) -> StepCommitted | None:
+        scores = record.scores
+        if scores is None or not (widths := int32s(scores.num_top).copy())[:1].any():
+            return None
+        widths[0] -= 1
+        rest = {"top_tokens": scores.top_tokens[4:], "top": scores.top[4:]}
+        return msgspec.structs.replace(record, scores=scores._replace(num_top=widths.tobytes(), **rest))
+
+    assert judged(_with(run_of(1), fewer))[0] == []
+
+
+def test_a_vector_that_is_another_is_named_with_both_digests() -> None:
+    def other(record: StepCommitted) -> StepCommitted | None:
+        if record.embedded is None:
+            return None
+        digests = bytes([record.embedded.digests[0] ^ 1]) + record.embedded.digests[1:]
+        return msgspec.structs.replace(record, embedded=record.embedded._replace(digests=digests))
+
+    records = run_of(1)
+    (violation,), _ = judged(_with(records, other))
+    told = re.fullmatch(
+        r"the digest of its vector is recorded as (\w+); computed again it is (\w+)", violation.explanation
+    )
+    assert told is not None
+    assert int(told[1], 16) ^ int(told[2], 16) == 1 << (4 * len(told[1]) - 8)
+
+
+def test_of_all_that_is_wrong_with_a_request_the_first_word_is_told() -> None:
+    records = list(run_of(0))
+    for at, record in enumerate(records):
+        if isinstance(record, StepCommitted):
+            records[at] = msgspec.structs.replace(record, tokens=(int32s(record.tokens) ^ 1).tobytes())
+    violations, _ = judged(records)
+    assert len({each.request for each in violations}) == len(violations) > 3
+    assert all(each.explanation.startswith("output token 0, ") for each in violations)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pawl.memory.prefix.chunk import ChunkCache
-from pawl.memory.prefix.select import KINDS, Wish
+from pawl.memory.prefix.select import KINDS, Wish, make_cache
 from pawl.memory.snapshot import NoSnapshot, snapshot_of
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import KEY_BYTES, split_keys
@@ -37,6 +37,12 @@ def _drop(child: bool) -> None:
     cache._drop(first)
 
 
+def _beside_windows() -> None:
+    with pytest.MonkeyPatch.context() as brought:
+        brought.setitem(KINDS, "mine", KINDS["none"]._replace(windows=False))
+        make_cache("mine", 4, windows=cast(Any, object()))
+
+
 def _no_ring(neighbour: str) -> None:
     _, cache = healthy()
     order: Any = cache._order
@@ -53,6 +59,11 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: KINDS["sliding"].make(Wish(4, "lru", None)),
         ValueError,
         "a sliding cache needs window pages",
+    ),
+    "a cache of the user's own beside windows": (
+        _beside_windows,
+        ValueError,
+        "the cache 'mine' cannot stand beside a pool of window pages",
     ),
     "a cache of the user's own": (_of_the_users_own, NoSnapshot, "the cache object is the user's own"),
     "a hold of no pages twice": (_released_too_often, MemoryViolation, "a hold is released once"),

@@ -155,7 +155,7 @@ def exploration(schedules: int) -> Iterator[Explored]:
     from pawl.exploration.task import explore
     from tests.mutants.hunting import task_with
 
-    flags = ["--shrink-seconds", "0", "--schedules", str(schedules), "--ends", "inf"]
+    flags = ["--shrink-seconds", "0", "--schedules", str(schedules), "--seconds", "1e9"]
     for report in explore(task_with(flags, 1, 0.0)):
         yield Explored(report.totals.schedules, report.text)
 
