@@ -69,18 +69,21 @@ class Stager(Actor):
             case Ask():
                 self._reply(message, self._questions.answer(message.message))
             case RunnerBack():
-                waiting, self._waiting = self._waiting, deque()
-                for each in waiting:
-                    self._take(each)
+                self._go_on()
             case _:
                 self._take(message)
 
     def _take(self, message: ForScheduler) -> None:
         """One thing more to be done, behind those that wait."""
-        if not self._waiting and self._read(message):
-            return
         self._waiting.append(message)
         if len(self._waiting) == 1:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Do what waits, one after the other, until the runner is lost under it."""
+        while self._waiting and self._read(self._waiting[0]):
+            self._waiting.popleft()
+        if self._waiting:
             self.context.send(self._names.worker, AwaitRunner(), Lane.CONTROL)
 
     def _read(self, message: ForScheduler) -> bool:
@@ -114,6 +117,9 @@ class Stager(Actor):
         self.told_of(error)
         if isinstance(message, Ask):
             self._reply(message, Outcome(False, f"{WEIGHTS_UNREAD}: {type(error).__name__}"))
+        elif self._waiting and (self._waiting[0] is message or isinstance(message, RunnerBack)):
+            self._failed(self._waiting.popleft(), error)
+            self._go_on()
         else:
             self._failed(message, error)
         return True

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,8 @@ def clients(kind: str, number: int) -> list[list[Call]]:
 def said(reply: bytes) -> Any:
     """What a reply came to: the words and tokens in it, or that it was an error."""
     head, _, body = reply.partition(b"\r\n\r\n")
-    if not head:
+    length = re.search(rb"\r\ncontent-length: (\d+)", head)
+    if not head or (length is not None and len(body) < int(length[1])):
         return ERROR  # what raised was about the connection, which is cut
     events = [line[6:] for line in body.splitlines() if line.startswith(b"data: {")] or [body]
     told: dict[Any, Any] = {}

@@ -141,6 +141,31 @@ def test_ranks_that_were_started_again_meanwhile_are_told_of_at_once() -> None:
     assert [sent.message for sent in at_stager.take_sent()] == [WeightsStaged(3, "ghost:b")]
 
 
+def test_a_failure_at_one_of_those_that_wait_for_the_ranks_is_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, _ = _losing_one()
+    stager = Stager(group)
+    at_stager = ManualContext(stager, NAMES.stager)
+    for ticket in (3, 4, 5):
+        at_stager.deliver(Stage(ticket, FromDisk("ghost:b")))
+    assert [sent.message for sent in at_stager.take_sent()] == [AwaitRunner()]
+    group.reset()
+    read, failures = stager._read, [KeyError("at the second")]
+
+    def fails(message: Stage) -> bool:
+        if message.ticket == 4 and failures:
+            raise failures.pop()
+        return read(message)
+
+    monkeypatch.setattr(stager, "_read", fails)
+    at_stager.deliver(RunnerBack())
+    answers = [sent.message for sent in at_stager.take_sent()]
+    assert answers == [
+        WeightsStaged(3, "ghost:b"),
+        WeightsFailed(4, f"{UNREAD}: KeyError"),
+        WeightsStaged(5, "ghost:b"),
+    ]
+
+
 def _losing_one() -> tuple[RankGroup, Faults]:
     """Two ranks, of which one dies at the next chance, and what strikes them."""
     faults = Faults()
