@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pawl.cli import main
-from pawl.exploration.task import EXPLORED, _strategy
+from pawl.exploration.processes import _tell
+from pawl.exploration.task import EXPLORED, Task, _strategy
 from pawl.testing import Arrival, Shape, Workload, explore_workload, load_schedule
 from pawl.testing.reached import EVENTS
 from pawl.testing.workload import all_labels
@@ -126,6 +130,29 @@ def test_strategies_take_turns_and_a_workload_that_is_given_has_its_fair_schedul
     given = task._replace(workload=Path("run.scenario"))
     assert Counter(_strategy(given, number) for number in range(7)) == {"fair": 1, "pct": 2, "pos": 2, "random": 2}
     assert _strategy(task._replace(strategy="pos"), 0) == "pos"
+
+
+def reports_of(task: Task, parent: int, tmp_path: Path) -> list[dict[str, Any]]:
+    """What a worker tells whose command is the process `parent`."""
+    reports, told = os.pipe()
+    with open(reports, encoding="utf-8") as lines:
+        _tell(task, tmp_path / "found.json", told, parent)
+        return [json.loads(line) for line in lines]
+
+
+def test_a_worker_tells_nothing_once_its_command_is_gone(tmp_path: Path) -> None:
+    task = task_with([], 5, time.monotonic() + 600.0)._replace(schedules=1)
+    (told,) = reports_of(task, os.getppid(), tmp_path)
+    assert (told["totals"]["schedules"], told["final"]) == (1, True)
+    assert reports_of(task, -1, tmp_path) == []
+
+
+def test_what_a_user_can_mend_a_worker_tells_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = task_with([], 5, time.monotonic() + 600.0)._replace(workload=tmp_path / "nowhere")
+    with pytest.raises(SystemExit) as ended:
+        reports_of(task, os.getppid(), tmp_path)
+    assert ended.value.code == 1
+    assert re.fullmatch(r"pawl: .*nowhere holds no scenario: .*\n", capsys.readouterr().err)
 
 
 def test_what_never_happened_is_said(capsys: pytest.CaptureFixture[str]) -> None:
