@@ -13,7 +13,7 @@ from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.steps import Int64s, Step
-from pawl.lifecycle.records import Bools, Int32s, Started, StepCommitted, StepPlanned, Transition
+from pawl.lifecycle.records import Bools, Idled, Int32s, Started, StepCommitted, StepPlanned, Transition
 from pawl.lifecycle.requests import Indices
 from pawl.lifecycle.states import Event, State
 
@@ -23,28 +23,35 @@ class _Settings(msgspec.Struct):
 
     pacing: str
     stages: int = 1
+    mixed: bool = False
+
+
+def _settings_of(started: Started) -> _Settings:
+    loop: Any = started.config.get("loop")
+    try:
+        return msgspec.convert(loop, _Settings)
+    except msgspec.ValidationError:
+        return _Settings("")
 
 
 def stages_of(started: Started) -> int:
     """Stages that steps go through, each at its own, as the configuration in the trace says; else 1."""
-    loop: Any = started.config.get("loop")
-    try:
-        settings = msgspec.convert(loop, _Settings)
-    except msgspec.ValidationError:
-        return 1
+    settings = _settings_of(started)
     return settings.stages if settings.pacing == "pipeline" else 1
 
 
 class FairMicroBatches(Property):
     """Through S > 1 stages, a step takes no request that decodes and is in one of the S - 1 steps before it that are in
     flight; of the others no more than their share, had all micro-batches the same size, and no fewer where those that
-    are left need no page; and of those none before one that has waited longer, unless that one needs a page. At most
-    S + 1 steps are in flight."""
+    are left need no page: nor is there none while some could be in it; and of those none before one that has waited
+    longer, unless that one needs a page. At most S + 1 steps are in flight."""
 
     name: ClassVar[str] = "fair_micro_batches"
 
     def __init__(self) -> None:
         self._stages = 1
+        self._mixed = False
+        """Prompts do not keep those that decode out of a step."""
         self._turn: Int64s = np.zeros(64, np.int64)
         """By row: the step that held it last."""
         self._end: Int32s = np.zeros(64, np.int32)
@@ -65,7 +72,7 @@ class FairMicroBatches(Property):
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
-        self._stages, self._page_size = stages_of(record), record.page_size
+        self._stages, self._mixed, self._page_size = stages_of(record), _settings_of(record).mixed, record.page_size
         return ()
 
     @on(Event.ADMIT)
@@ -97,6 +104,18 @@ class FairMicroBatches(Property):
         self._gone = 0
         return found
 
+    @on(Idled)
+    def _idled(self, record: Idled, history: History) -> Sequence[Violation]:
+        if self._stages == 1:
+            return ()
+        self._fit(history)
+        newest = list(history.in_flight.values())[1 - self._stages :]
+        _, free = self._free(history, newest)
+        if not len(free) or self._gone or (self._end[free] % self._page_size == 0).any():
+            return ()
+        text = f"nothing is planned beside {len(history.in_flight)} steps in flight, {len(free)} requests that decode"
+        return (self.violation(history, f"{text} are in none of the last {self._stages - 1}, and none needs a page"),)
+
     def _judged(self, history: History) -> Iterator[Violation]:
         step, stages = history.step, self._stages
         *ahead, _ = history.in_flight.values()
@@ -109,13 +128,14 @@ class FairMicroBatches(Property):
                 text = f"step {step.step} takes it, which waits for what step {other.step} draws"
                 yield self.violation(history, text, int(history.request[both[0]]))
                 return
-        if len(taken):
+        if len(taken) or self._mixed:
             yield from self._shared(history, taken, newest)
 
     def _shared(self, history: History, taken: Indices, newest: Sequence[Step]) -> Iterator[Violation]:
         step, decoding = history.step.step, self._decoding(history)
-        held = [np.isin(decoding, other.rows) for other in newest]
-        free = decoding[~np.logical_or.reduce(held)] if held else decoding
+        held, free = self._free(history, newest)
+        if not len(free) and not len(taken):
+            return
         to_come = self._stages - sum(map(np.any, held))
         # Those that gave way to this step had been shared out as well.
         shares = -(-(len(free) + self._gone) // to_come), -(-(len(decoding) + self._gone) // self._stages)
@@ -134,6 +154,12 @@ class FairMicroBatches(Property):
             text = f"step {step} leaves it out, whose last turn was step {self._turn[row]}, for one with a later one"
             yield self.violation(history, text, int(history.request[row]))
             return
+
+    def _free(self, history: History, newest: Sequence[Step]) -> tuple[Sequence[Bools], Indices]:
+        """Which of those that decode each of these steps has; and those that none has."""
+        decoding = self._decoding(history)
+        held = [np.isin(decoding, other.rows) for other in newest]
+        return held, decoding[~np.logical_or.reduce(held)] if held else decoding
 
     def _decoding(self, history: History) -> Indices:
         """Rows that decode and have more tokens to come, before the step that is planned."""

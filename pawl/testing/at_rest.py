@@ -287,8 +287,9 @@ class EndChecks:
             letter = letters[0]
             lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
             raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
-        if self.run.desk.pace.seconds:
-            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.run.desk.pace.seconds:g} s")
+        pace = self.run.desk.pace
+        if pace.seconds or (pace.silent_s and not self.run.failed):
+            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall: {pace}")
 
     def _may_be_lost(self, letter: DeadLetter) -> bool:
         """A worker whose ranks are lost cannot read pages, and says so itself: it does not know that its scheduler has

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pawl.lifecycle.records import Record, Started, Submitted
+from pawl.lifecycle.records import Idled, Record, Started, Submitted
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import Canary
 from tests.lifecycle.story import AT_REST, Segment, Story, token
@@ -12,14 +12,14 @@ from tests.lifecycle.story import AT_REST, Segment, Story, token
 COUNT = 4
 
 
-def through(stages: int, *steps: tuple[int, ...], come_back: int = 0) -> list[Record]:
+def through(stages: int, *steps: tuple[int, ...], come_back: int = 0, mixed: bool = False) -> list[Record]:
     """Four requests that decode after one step, then `steps` of these rows; before the last of them as many as
     `come_back`."""
     story = Story()
     story.start()
     started = story.records[0]
     assert isinstance(started, Started)
-    loop = started.config["loop"] | {"pacing": "pipeline", "stages": stages}
+    loop = started.config["loop"] | {"pacing": "pipeline", "stages": stages, "mixed": mixed}
     story.records[0] = msgspec.structs.replace(started, config=started.config | {"loop": loop})
     for row in range(COUNT):
         story.submit(row + 1, row, 1, 9)
@@ -88,6 +88,14 @@ TURNS_CANARIES: dict[str, Canary] = {
         "fair_micro_batches",
         through(2, (0,)),
         "step 2 takes 1 of 4 requests that decode and could be in it, and none of the others needs a page",
+    ),
+    "a step of prompts beside those that decode and need nothing": Canary(
+        "fair_micro_batches", through(2, (), mixed=True), "step 2 takes 0 of 4 requests that decode and could be in it"
+    ),
+    "nothing is planned while some could decode": Canary(
+        "fair_micro_batches",
+        [*through(2, (0, 1)), Idled(9.0)],
+        "nothing is planned beside 1 steps in flight, 2 requests that decode are in none of the last 1",
     ),
     "a turn before one that has waited longer": Canary(
         "fair_micro_batches",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.open_requests import OpenRequests
+from pawl.actors.scheduler import Scheduler
 from pawl.actors.text.stop import StopMatcher
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
@@ -91,6 +92,20 @@ EDGES = (
         "fair_micro_batches",
         "Where those that decode cannot be shared out evenly, one of them waits though there is room for it.",
         Edit(Pacing.micro_batch, "-(-len(free) // to_come)", "max(1, len(free) // to_come)"),
+    ),
+    _mutant(
+        Group.LIFECYCLE,
+        "token_is_waited_for_a_step_longer",
+        "fair_micro_batches",
+        "Who was in as many steps ago as there are stages is thought to be on its way still.",
+        Edit(Pacing.micro_batch, "ahead[1 - self.stages :]", "ahead[-self.stages :]"),
+    ),
+    _mutant(
+        Group.LIFECYCLE,
+        "watchdog_hears_one_heartbeat",
+        "bounded_progress",
+        "A scheduler tells its watchdog once that it handles messages, and never again.",
+        Edit(Scheduler._beat, "self.context.after(HEARTBEAT_S, HeartbeatDue())", "pass"),
     ),
     _mutant(
         Group.OUTPUTS,

@@ -10,7 +10,7 @@ import pytest
 
 from pawl.actors.control.serving import PauseGeneration
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.control import Reply
+from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.generate import TokenLogprob
 from pawl.actors.messages.replicas import Parted
 from pawl.actors.messages.transfer import Saved
@@ -212,3 +212,14 @@ def test_an_answer_is_owed_by_nobody_only_where_somebody_is_lost_or_has_left(
                 continue
             with pytest.raises(PropertyFailed, match="pause: it was not paused"):
                 run.checks._check_answers()
+
+
+@pytest.mark.parametrize("seen", [Stalled(40.0), Stalled(0.0, silent_s=1.0)])
+def test_a_scheduler_that_the_watchdog_does_not_hear_is_told(seen: Stalled) -> None:
+    run = cluster(SERVED, Fair())
+    with silence():
+        drive(run)
+    run.checks.check_end()
+    run.desk.pace = seen
+    with pytest.raises(PropertyFailed, match="bounded_progress: the watchdog saw a stall"):
+        run.checks.check_end()
