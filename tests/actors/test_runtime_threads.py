@@ -371,3 +371,27 @@ def test_who_watches_an_actor_whose_driver_is_gone_hears_why(
     cell.abandon("its thread died")
     cell.abandon("once more")
     assert heard == [("its thread died", "alone: its thread died")]
+
+
+def test_who_is_retired_and_does_not_end_in_time_is_cut_off_and_the_rest_goes_on(system: LocalSystem) -> None:
+    begun, gate, heard = threading.Event(), threading.Event(), list[int]()
+
+    def handle(actor: Doing, message: Number) -> None:
+        begun.set()
+        assert gate.wait(GENEROUS_S)
+        heard.append(message.value)
+
+    system.spawn(Doing(handle), "busy")
+    system.spawn(Doing(ignore), "idle")
+    system.start()
+    for value in (1, 2):
+        system.send("busy", Number(value))
+    assert begun.wait(GENEROUS_S)
+    system.retire(("nobody", "idle", "busy"), timeout_s=0.0)
+    gate.set()
+    for name in ("idle", "busy"):
+        cell = system._cells[name]
+        assert isinstance(cell, Cell)
+        assert cell.over.wait(GENEROUS_S)
+    assert heard == [1]
+    assert [letter.message for letter in system.dead_letters.recent()] == [Number(2)]

@@ -200,6 +200,25 @@ def test_pages_without_shared_memory_travel_in_messages(monkeypatch: pytest.Monk
     assert ends.outgoing.shared_pages == 0
 
 
+def test_who_cannot_read_where_pages_are_any_more_says_so_once_and_is_sent_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = Ends("shared", monkeypatch)
+    ends.begin(1, KEYS[:1])
+    ends.all_arrive()
+    ((sender, reader),) = ends.incoming._readers.items()
+    assert not ends.incoming.gave_up(sender)
+    monkeypatch.setattr(type(reader), "over", True, raising=False)
+    monkeypatch.setattr(type(reader), "read", lambda *_: False)
+    assert [ends.incoming.gave_up(sender) for _ in range(2)] == [True, False]
+    ends.outgoing.answered("d", False)
+    ends.begin(2, KEYS[1:])
+    ends.all_arrive()
+    ends.check()
+    assert len(ends.target.host) == len(KEYS)
+    assert ends.outgoing.shared_pages == 0
+
+
 def test_a_reader_opens_nothing_but_the_pages_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other"
     other.write_bytes(bytes(8192))

@@ -9,7 +9,7 @@ from pawl.actors.messages.control import Heartbeat, Pulse, Stalled
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.scheduler import HEARTBEAT_S
 from pawl.actors.simulation.manual import ManualContext, Sent
-from pawl.actors.watchdog import PULSE_S, Watchdog
+from pawl.actors.watchdog import OLD_STEP_S, PULSE_S, SILENCE_S, Tick, Watchdog
 
 
 def watched(interval_s: float = 1.0, stall_s: float = 5.0) -> tuple[Watchdog, ManualContext]:
@@ -83,6 +83,20 @@ def test_a_step_that_is_old_is_told_long_before_it_is_a_stall_and_so_is_its_end(
     assert told(context) == [Stalled(0.0)]
     watchdog.receive(Heartbeat(0.1))
     assert told(context) == []
+
+
+def test_a_step_is_old_from_its_half_second_on_and_silence_is_told_from_its_own_on() -> None:
+    watchdog, context = watched()
+    watchdog.receive(Heartbeat(OLD_STEP_S - 0.01))
+    assert told(context) == []
+    watchdog.receive(Heartbeat(OLD_STEP_S))
+    assert told(context) == [Stalled(0.0, oldest_step_s=OLD_STEP_S)]
+    context.time_s += SILENCE_S - 0.01
+    watchdog.receive(Tick())
+    assert told(context) == []
+    context.time_s = SILENCE_S
+    watchdog.receive(Tick())
+    assert told(context) == [Stalled(0.0, oldest_step_s=OLD_STEP_S, silent_s=SILENCE_S)]
 
 
 def test_a_silent_scheduler_is_told_before_it_is_a_stall_with_the_step_it_was_at() -> None:

@@ -37,7 +37,7 @@ def failing(driver: Driver, request: int = 0) -> list[object]:
     return driver.records[count:]
 
 
-def broken(*_: object) -> None:
+def broken(*_: object, **__: object) -> None:
     raise OSError(FAILURE)
 
 
@@ -342,3 +342,22 @@ def test_a_turn_without_work_which_no_record_tells_of_leaves_what_decides_as_it_
     driver.loop.try_again = True  # a plan has failed
     driver.loop.turn(driver.now)
     assert driver.loop.try_again, "a replay makes no such turn"
+
+
+@pytest.mark.parametrize("blameless", [False, True])
+@pytest.mark.parametrize("pacing", PACINGS)
+def test_a_lost_step_keeps_its_reason_where_its_rollback_could_not_be_recorded(
+    pacing: str, blameless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = at_work(pacing, [1, 2, 3])
+    in_flight = [scheduled.step for scheduled in driver.loop.in_flight]
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.loop.journal, "rolled_back", broken)
+        with pytest.raises(OSError, match=FAILURE):
+            driver.loop.failed(in_flight[0], "the worker was lost", driver.now, blameless)
+    rolled_back = [record for record in failing(driver) if isinstance(record, StepRolledBack)]
+    assert [(record.step, record.reason, record.blameless) for record in rolled_back] == [
+        (step, "the worker was lost", blameless) for step in reversed(in_flight)
+    ]
+    driver.run()
+    assert driver.output_of == {1: expected([1, 2, 3], 8)}

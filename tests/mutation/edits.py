@@ -14,7 +14,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.mutation.statements import acts, bound, fills_apart, is_a_part, only_names, places, read, stores, uses
+from tests.mutation.statements import (
+    acts,
+    bound,
+    fills_apart,
+    is_a_part,
+    moves_apart,
+    only_names,
+    places,
+    read,
+    stores,
+    uses,
+)
 
 ROOMS = ("lifecycle", "memory", "loops", "actors")
 
@@ -261,6 +272,8 @@ class _Finder:
         if self._function.endswith(".__init__") and is_a_part(first, second) and is_a_part(second, first):
             return  # of an object that nobody has yet
         if fills_apart(first, second) or fills_apart(second, first):
+            return
+        if moves_apart(first, second) and moves_apart(second, first):
             return
         if not (acts(first) or acts(second)) and not (places(first) & uses(second) or places(second) & uses(first)):
             return  # nothing that either does can be seen by the other

@@ -25,6 +25,9 @@ PURE = {
 """Functions that only compute; those of numpy do as well, and these methods of arrays:"""
 PURE_METHODS = {"sum", "any", "all", "copy", "astype", "tolist", "dot", "max", "min", "get", "keys", "values", "items"}
 
+MOVES = {"append", "appendleft", "add", "discard", "remove", "pop", "popleft", "extend", "update", "clear"}
+"""What containers are told."""
+
 
 def _names(node: ast.stmt, context: type[ast.expr_context]) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, context)}
@@ -104,6 +107,22 @@ def fills_apart(node: ast.stmt, beside: ast.stmt) -> bool:
             pure = not acts(ast.Expr(item)) and not acts(beside)
             return pure and name not in read(beside) and not places(beside) & uses(node)
     return False
+
+
+def moves_apart(node: ast.stmt, beside: ast.stmt) -> bool:
+    """Whether it puts something into a container, or takes it out, with which `beside` has nothing to do."""
+    match node:
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name() | ast.Attribute() as container, verb), items, [])):
+            name = ast.unparse(container)
+            known = {"self", name} & (_alone(beside) | uses(beside))
+            return verb in MOVES and name != "self" and not known and not any(acts(ast.Expr(item)) for item in items)
+    return False
+
+
+def _alone(node: ast.stmt) -> set[str]:
+    """The names that it reads as they are, and not only an attribute of."""
+    inside = {id(part.value) for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and id(part) not in inside}
 
 
 def only_names(node: ast.stmt) -> bool:

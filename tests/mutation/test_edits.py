@@ -101,6 +101,18 @@ def test_statements_are_swapped_only_where_each_can_stand_first() -> None:
     assert "wrong order" in made("a.append(b.x)\nb.x -= len(c)")
 
 
+def test_two_containers_may_be_filled_and_emptied_in_any_order() -> None:
+    assert "wrong order" not in made("self.a.pop(b, None)\nself.c.remove(b)")
+    assert "wrong order" not in made("self.a.clear()\nc.update(b.d)")
+    assert "wrong order" in made("self.a.append(b)\nself.a.remove(c)")
+    assert "wrong order" in made("self.a.append(b)\nself.c.extend(self.a)")
+    assert "wrong order" in made("a.append(b)\nc.append(a)")
+    assert "wrong order" in made("self.a.append(b)\nself.c.append(self)")
+    assert "wrong order" in made("self.a.append(b)\nself.c.append(d(b))")
+    assert "wrong order" in made("self.a.append(b)\nself.take(b)")
+    assert "wrong order" in made("self.a.append(b)\nself.remove(b)")
+
+
 def test_parts_of_a_new_object_may_come_in_any_order_that_neither_needs() -> None:
     def orders(body: str) -> list[str]:
         lines = "".join(f"        {line}\n" for line in body.splitlines())
