@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from pawl.actors.control import Ask
+from pawl.actors.control.memory import NOT_WAITING, SLEEP_BY_VLLM, SleepByVllm
+from pawl.actors.control.serving import PAUSE_BY_VLLM, PauseByVllm
 from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
@@ -102,3 +105,30 @@ def test_who_was_told_of_a_failure_has_ended_with_it_whatever_the_scheduler_says
     assert world.gateway.requests.totals.ended == {Cause.INTERNAL: 1, Cause.LENGTH: 1}
     assert other.take().done is not None
     world.gateway.check()
+
+
+@pytest.mark.parametrize(
+    ("row", "body"), [(SLEEP_BY_VLLM, SleepByVllm(mode="wait")), (PAUSE_BY_VLLM, PauseByVllm("wait"))]
+)
+def test_who_would_wait_for_requests_is_refused_and_nobody_is_asked(row: Any, body: Any, world: World) -> None:
+    row.put(world.gateway, body, world.answers.append)
+    assert [(reply.ok, reply.message) for reply in world.answers] == [(False, NOT_WAITING)]
+    assert (world.sent(Ask), world.gateway.paused) == ([], False)
+
+
+@pytest.mark.parametrize("was_paused", [False, True])
+@pytest.mark.parametrize("works", [False, True])
+def test_a_sleep_goes_on_where_it_has_paused_whatever_came_of_it(works: bool, was_paused: bool, world: World) -> None:
+    def answers(ok: bool, **body: Any) -> Any:
+        (ask,) = world.sent(Ask)
+        world.gateway.receive(Reply(ask.ticket, ok, "words", body))
+        return type(ask.message).__name__
+
+    world.gateway.paused = was_paused
+    SLEEP_BY_VLLM.put(world.gateway, SleepByVllm(mode="keep"), world.answers.append)
+    told = [answers(True, moving=False, updating=False, released=[]), answers(works)]
+    told += [answers(True)] if works else []
+    assert bool(world.answers) == was_paused
+    told += [] if was_paused else [answers(True)]
+    assert told == ["IsSleeping", "Pause", *["ReleaseMemory"] * works, *["Continue"] * (not was_paused)]
+    assert [reply.ok for reply in world.answers] == [works]

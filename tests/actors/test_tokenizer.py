@@ -247,3 +247,13 @@ def test_a_prompt_that_ends_with_the_mark_of_reasoning_is_known_to(mark: str, en
     # The template ends with a line break behind its last word.
     assert generate.text_options.in_reasoning == ends_in_it
     assert generate.sampling.grammar == Grammar(GrammarKind.REGEX, "a", Reasoning(end=5, inside=ends_in_it))
+
+
+def test_a_text_of_as_many_of_the_longest_token_as_fit_is_read_and_one_character_more_is_not() -> None:
+    longest = "<|im_start|>"
+    assert byte_level().longest_token == len(longest)
+    text = longest * CONTEXT_LENGTH
+    assert len(accepted(submit(text=text, sampling=limited(0))).tokens) == CONTEXT_LENGTH
+    for more in ("x", "é"):  # whose last character has two bytes
+        assert "at least" in refused(submit(text=text + more, sampling=limited(0))).message
+    assert "at least" in refused(submit(text=text[:-1] + "é", sampling=limited(0))).message
