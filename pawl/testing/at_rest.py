@@ -28,7 +28,7 @@ from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.agreement import check_agreement
-from pawl.testing.asked import check_accepted, check_asked, check_times, ended_with_its_text
+from pawl.testing.asked import check_aborts, check_accepted, check_asked, check_times, ended_with_its_text
 from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.counted import check_counted
@@ -122,6 +122,7 @@ class EndChecks:
             self.check_output(client)
             check_asked(self.run, client)
             check_times(self.run, client)
+        check_aborts(self.run)
         self._check_answers()
         self._check_letters()
         if not self.run.crashed:

@@ -79,9 +79,9 @@ def watch_policy(loop: Loop, report: Callable[[str, str, int | None], None]) -> 
     def watched(rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
         seen = PolicyAsStated(waiting)
         ordered: Sequence[int] = order(rows, seen)
-        for text in seen.wrong(policy.name, rows, ordered):
-            report(PolicyAsStated.name, text, None)
-            break
+        wrong = next(seen.wrong(policy.name, rows, ordered), None) if len(rows) > 1 else None
+        if wrong is not None:
+            report(PolicyAsStated.name, wrong, None)
         return ordered
 
     policy.order = watched
