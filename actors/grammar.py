@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from pawl.actors.messages.grammar import Compile, Release, ToGrammar
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
@@ -24,14 +22,10 @@ from pawl.loops.orders.requests import Abort
 BROKEN = "the server failed to compile the grammar of this request"
 
 
-class CompileNext(msgspec.Struct, frozen=True, tag=True):
-    """The grammar actor's own timer: what has arrived is known, so the oldest grammar that still matters is next."""
-
-
 class GrammarCompiler(Actor):
     """One job at a time, in order of arrival."""
 
-    accepts = ToGrammar | CompileNext
+    accepts = ToGrammar
 
     def __init__(self, grammars: Grammars, names: Names = NAMES) -> None:
         self._names = names
@@ -39,8 +33,6 @@ class GrammarCompiler(Actor):
         self._waiting: dict[int, Grammar] = {}
         """request -> its grammar, not compiled yet."""
         self._held: dict[int, Grammar] = {}
-        self._going = False
-        """A CompileNext is on its way."""
 
     @property
     def num_open(self) -> int:
@@ -61,9 +53,14 @@ class GrammarCompiler(Actor):
                 self._waiting[request] = grammar
             case Release(request):
                 self._release(request)
-            case CompileNext():
-                self._compile_next()
-        self._go_on()
+
+    def settled(self) -> bool:
+        """What has arrived is known, so the oldest grammar that still matters is next. Not at once two: what arrives
+        meanwhile may release some."""
+        for request in list(self._waiting)[:1]:
+            self._compile(request, self._waiting[request])
+            self._waiting.pop(request, None)
+        return bool(self._waiting)
 
     def spares(self, message: Any, error: Exception) -> bool:
         match message:
@@ -72,27 +69,10 @@ class GrammarCompiler(Actor):
             case Release(request):
                 self.told_of(error)
                 self._release(request)
-            case CompileNext():
-                self._going = False
+            case _:
                 for request in list(self._waiting)[:1]:
                     self.contain(request, error)
-            case _:
-                return False
-        self._go_on()
         return True
-
-    def _go_on(self) -> None:
-        # Not at once: what has arrived meanwhile may release some.
-        if self._waiting and not self._going:
-            self.context.after(0.0, CompileNext())
-            self._going = True
-
-    def _compile_next(self) -> None:
-        self._going = False
-        if self._waiting:
-            request = next(iter(self._waiting))
-            self._compile(request, self._waiting[request])
-            self._waiting.pop(request, None)
 
     def _release(self, request: int) -> None:
         self._waiting.pop(request, None)

@@ -10,7 +10,10 @@ import pytest
 from pawl.actors.grammar import BROKEN, GrammarCompiler
 from pawl.actors.messages.grammar import Compile, Release
 from pawl.actors.names import NAMES
+from pawl.actors.runtime.actor import Actor
 from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.simulation.strategies.simple import Fair
+from pawl.actors.simulation.system import SimulatedSystem
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.lifecycle.grammar import Grammar, GrammarKind
@@ -47,7 +50,13 @@ def context(actor: GrammarCompiler) -> ManualContext:
 
 
 def answers(context: ManualContext) -> list[Any]:
-    context.advance(0.0)
+    """What it tells until it has nothing more to do, with nothing arriving meanwhile."""
+    actor, going = context._actor, True
+    while going:
+        try:
+            going = bool(actor.settled())
+        except Exception as error:
+            going = actor.spares(None, error)
     return [sent.message for sent in context.take_sent() if sent.to == NAMES.scheduler]
 
 
@@ -116,18 +125,18 @@ def test_eager_grammars_are_prepared_when_the_actor_starts_and_a_failure_is_surv
     assert answers(context) == [GrammarReady(1)]
 
 
-@pytest.mark.parametrize("handler", ["receive", "_release", "_compile_next"])
+@pytest.mark.parametrize("handler", ["receive", "_release", "settled"])
 def test_whatever_fails_the_next_request_has_its_answer_and_nothing_stays_held(
     handler: str, actor: GrammarCompiler, context: ManualContext, grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, calls = getattr(GrammarCompiler, handler), 0
 
-    def fails_first(self: GrammarCompiler, *what: Any) -> None:
+    def fails_first(self: GrammarCompiler, *what: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise RuntimeError("a defect")
-        whole(self, *what)
+        return whole(self, *what)
 
     monkeypatch.setattr(GrammarCompiler, handler, fails_first)
     for message in (Compile(1, SOUND), Compile(2, SOUND), Release(1), Compile(3, SOUND)):
@@ -138,17 +147,45 @@ def test_whatever_fails_the_next_request_has_its_answer_and_nothing_stays_held(
     expected: dict[str, list[Any]] = {
         "receive": [Abort((1,), Cause.INTERNAL, BROKEN), GrammarReady(2), GrammarReady(3)],
         "_release": [GrammarReady(2), GrammarReady(3)],
-        "_compile_next": [Abort((2,), Cause.INTERNAL, BROKEN), GrammarReady(3)],
+        "settled": [Abort((2,), Cause.INTERNAL, BROKEN), GrammarReady(3)],
     }
     assert told == expected[handler]
     assert (grammars.num_held, actor.num_open, actor.num_contained) == (0, 0, 1)
 
 
-def test_one_that_cannot_be_taken_does_not_keep_those_before_it_waiting(
-    actor: GrammarCompiler, context: ManualContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actor._waiting[1] = SOUND  # as where what sets the timer has failed
-    with monkeypatch.context() as failing:
-        failing.setattr(actor, "receive", lambda message: 1 // 0)
-        context.deliver(Release(2))
-    assert answers(context) == [GrammarReady(1)]
+class Client(Actor):
+    """Asks for a grammar for each of four requests, three of which leave while the first is compiled."""
+
+    accepts = GrammarReady | GrammarFailed
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def started(self) -> None:
+        for request in (1, 2, 3, 4):
+            self.context.send(NAMES.grammar, Compile(request, Grammar(GrammarKind.REGEX, "ab" * request)))
+
+    def receive(self, message: GrammarReady | GrammarFailed) -> None:
+        self.heard.append(message.request)
+
+    def leave(self) -> None:
+        for request in (1, 2, 3):
+            self.context.send(NAMES.grammar, Release(request))
+
+
+def test_what_is_released_while_another_one_is_compiled_is_not_compiled_any_more() -> None:
+    client, compiled = Client(), list[str]()
+
+    class Slow(Plain):
+        def compile(self, grammar: Grammar) -> Any:
+            if not compiled:
+                client.leave()
+            compiled.append(grammar.text)
+            return super().compile(grammar)
+
+    system = SimulatedSystem(Fair())
+    system.spawn(GrammarCompiler(Grammars("plain", Slow, ghost_words())), NAMES.grammar)
+    system.spawn(client, NAMES.scheduler)
+    system.start()
+    system.run()
+    assert (compiled, client.heard) == (["ab", "abababab"], [1, 4])
