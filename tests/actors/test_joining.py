@@ -173,3 +173,16 @@ def test_what_one_that_joins_says_of_itself_is_heard_and_nothing_else() -> None:
         assert bench.joining.hears(message) is heard
     assert not bench.joining.hears(Opened(0, 1, TextOptions(), 0, np.zeros(0, np.int32), replica=3))
     assert bench.joining.replicas[3].pace == Stalled(1.0, replica=3)
+
+
+def test_all_who_wait_for_what_the_others_are_at_take_part_when_that_is_over() -> None:
+    bench = Bench()
+    bench.questions.num_lasting = 1
+    for number in (3, 4, 5):
+        bench.joining.begin(Replica(names_of(number)), [])
+    bench.questions.num_lasting = 0
+    bench.joining.ordered(Pause())
+    assert bench.questions.told == [(number, Pause()) for number in (3, 4, 5)]
+    for number in (4, 3, 5):
+        bench.questions.answer(number)
+    assert bench.up == [4, 3, 5]

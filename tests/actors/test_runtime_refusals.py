@@ -16,7 +16,7 @@ from pawl.actors.control_row import not_a_question
 from pawl.actors.expert_recorder import ExpertRecorder, WrongState
 from pawl.actors.gathering import _merged
 from pawl.actors.grammar_fields import _text, tag_grammar
-from pawl.actors.names import PREFILL, is_behind_router, names_of
+from pawl.actors.names import DECODE, FRONT, NAMES, PREFILL, UNIFIED, is_behind_router, names_of
 from pawl.actors.placement import Load, PrefixAffinity
 from pawl.actors.present import Present
 from pawl.actors.runtime.dead_letters import Reason
@@ -194,6 +194,9 @@ def test_names_of_one_of_several_are_told_from_those_of_the_only_one() -> None:
     assert is_behind_router(behind.scheduler)
     assert is_behind_router(behind.gateway)
     assert not any(map(is_behind_router, ("scheduler", "gateway", "router", "gateway.3")))
+    assert all(names_of(3, role).routed for role in (UNIFIED, PREFILL, DECODE))
+    assert not NAMES.routed
+    assert not FRONT.routed
 
 
 @pytest.mark.parametrize("codec", [None, make_codec])
