@@ -49,6 +49,15 @@ class Strike:
             if not actor.spares(message, planted):
                 raise
 
+    def settle(self, actor: Actor) -> None:
+        """Have the actor settle once, and go on from the failure that was planted."""
+        try:
+            with self._watching():
+                actor.settled()
+        except Planted as planted:
+            if not actor.spares(None, planted):
+                raise
+
     @contextmanager
     def _watching(self) -> Iterator[None]:
         before = sys.gettrace()

@@ -146,16 +146,18 @@ class Compiled:
 
     def tell(self, message: Any) -> None:
         self._strike.deliver(self.actor, message)
+        self._hear()
+
+    def turn(self) -> None:
+        """Nothing arrives meanwhile."""
+        self._strike.settle(self.actor)
+        self._hear()
+
+    def _hear(self) -> None:
         for sent in self.context.take_sent():
             match sent.message:
                 case GrammarReady(request=request) | GrammarFailed(request=request) | Abort(requests=(request,)):
                     self.told[request].append(type(sent.message))
-
-    def turn(self) -> None:
-        """A timer of its own that is due, which is heard as everything else is."""
-        timer = self.context._timers.pop_due(self.context.now())
-        if timer is not None and timer.claim():
-            self.tell(timer.message)
 
 
 ANSWERS = {1: GrammarReady, 2: GrammarFailed, 4: GrammarReady}
