@@ -275,7 +275,10 @@ def _untouched(rows: int, width: int) -> Int32s:
         return np.zeros((rows, width), np.int32)
     if width > _PAGE:
         width += -width % _PAGE
-    pages = mmap.mmap(-1, max(4 * rows * width, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, max(4 * rows * width, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{rows} requests of {width} tokens, at work or waiting, have no room") from error
     with suppress(AttributeError, OSError):  # a system without huge pages
         pages.madvise(mmap.MADV_NOHUGEPAGE)
     return np.ndarray((rows, width), np.int32, pages)

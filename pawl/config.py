@@ -20,7 +20,19 @@ from msgspec.structs import force_setattr
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
 from pawl.loops.versions import DEFAULT_VERSION, VersionName
-from pawl.settings import AboveZero, Apart, AtLeastOne, AtLeastZero, Setting, Text, UpTo64, UpTo1024, settings_of
+from pawl.settings import (
+    AboveZero,
+    Apart,
+    AtLeastOne,
+    AtLeastZero,
+    Setting,
+    Text,
+    UpTo64,
+    UpTo1024,
+    UpTo65536,
+    UpTo1048576,
+    settings_of,
+)
 from pawl.settings_file import read_settings
 
 GROUPS = {
@@ -148,8 +160,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _meta("server", "how the model marks reasoning; auto: as its chat template says; none: it stays in the text"),
     ] = "auto"
 
-    max_running: Annotated[AtLeastOne, _feature("scheduling", "max_running")] = 256
-    max_queued: Annotated[AtLeastOne, _feature("scheduling", "max_queued")] = 1024
+    max_running: Annotated[UpTo65536, _feature("scheduling", "max_running")] = 256
+    max_queued: Annotated[UpTo1048576, _feature("scheduling", "max_queued")] = 1024
     prefill_chunk: Annotated[AtLeastOne | None, _feature("scheduling", "prefill_chunk")] = None
     max_step_ms: Annotated[AboveZero, _feature("scheduling", "max_step_ms")] = 50.0
     pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"

@@ -11,6 +11,8 @@ from msgspec import Meta
 
 AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
 AtLeastZero = Annotated[int, Meta(ge=0, le=1 << 31)]
+UpTo1048576 = Annotated[int, Meta(ge=1, le=1 << 20)]
+UpTo65536 = Annotated[int, Meta(ge=1, le=1 << 16)]
 UpTo1024 = Annotated[int, Meta(ge=1, le=1024)]
 UpTo64 = Annotated[int, Meta(ge=1, le=64)]
 AboveZero = Annotated[float, Meta(gt=0, le=1e6)]

@@ -58,7 +58,7 @@ def exit_status(error: Exception) -> int | None:
         return EXIT_USAGE
     if isinstance(error, NothingJudged):
         return EXIT_NOTHING_JUDGED
-    if isinstance(error, (OSError, *_classes(FAILURES))):
+    if isinstance(error, (OSError, MemoryError, *_classes(FAILURES))):
         return EXIT_FAILED
     return None
 
@@ -71,6 +71,8 @@ def _classes(names: Mapping[str, tuple[str, ...]]) -> tuple[type[Exception], ...
 def told(error: Exception) -> str:
     """The words of a failure, in one line."""
     words = printable(" ".join(str(error).split()))
+    if isinstance(error, MemoryError):
+        words = f"there is not enough memory: {words or 'give it less to hold'}"
     return words if len(words) <= MOST_TOLD else f"{words[:MOST_TOLD]}…"
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pawl.lifecycle import requests
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from pawl.lifecycle.requests import FIRST_DRAFT, RequestInfo, RequestTable
+from pawl.lifecycle.requests import FIRST_DRAFT, RequestInfo, RequestTable, _untouched
 from pawl.lifecycle.states import Event, State
 
 INF = float("inf")
@@ -185,6 +185,11 @@ def test_a_request_that_waits_touches_no_row_of_the_tokens_until_it_goes_to_work
         assert table.known(row).tolist() == table.tokens[row, :3].tolist() == [4, 5, 6]
     table.append(np.array([row]), np.array([7], np.int32))
     assert table.known(row).tolist() == [4, 5, 6, 7]
+
+
+def test_a_table_for_which_there_is_no_room_says_so() -> None:
+    with pytest.raises(MemoryError, match=r"16777216 requests of \d+ tokens"):
+        _untouched(1 << 24, 1 << 22)
 
 
 def test_output_of_a_lost_replica_is_in_the_table_before_the_request_goes_to_work() -> None:

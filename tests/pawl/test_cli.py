@@ -109,6 +109,18 @@ def test_what_the_user_can_mend_is_one_line_and_a_status(
     assert capsys.readouterr().err == f"pawl: {error}\n"
 
 
+def test_more_than_memory_has_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ("8 PiB are too many", ""):
+        failing_with(MemoryError(words), monkeypatch)
+        assert main(["fail"]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("pawl: there is not enough memory: ")
+        assert told.count("\n") == 1
+        assert words in told
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
