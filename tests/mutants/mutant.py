@@ -7,11 +7,13 @@ there once, planting fails, and the mutant must be looked at again.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import _lru_cache_wrapper
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -49,6 +51,14 @@ class Mutant(NamedTuple):
 
 class EditFails(Exception):
     """The source is not as the edit expects."""
+
+
+def forget() -> None:
+    """Drop all that this process remembers of what functions gave: it may be of code with a defect, what clients are to
+    get for one."""
+    for each in gc.get_objects():
+        if isinstance(each, _lru_cache_wrapper):
+            each.cache_clear()
 
 
 @contextmanager

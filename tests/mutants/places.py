@@ -19,7 +19,7 @@ from pawl.testing import Workload, explore_workload
 from pawl.testing.exploring import Outcome
 from tests.mutants.everything import MUTANTS
 from tests.mutants.hunting import hunt
-from tests.mutants.mutant import Mutant, planted
+from tests.mutants.mutant import Mutant, forget, planted
 
 FOLDER = Path(__file__).with_name("found")
 SCHEDULES = 60
@@ -55,6 +55,7 @@ def catches(place: Place, mutant: Mutant) -> bool:
     """Whether the mutant is caught there, and the code as it is passes."""
     with planted(mutant):
         caught = place.explored().found is not None
+    forget()
     return caught and place.explored().found is None
 
 

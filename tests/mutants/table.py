@@ -8,10 +8,9 @@ an hour.
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import _lru_cache_wrapper, partial
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,7 @@ from pawl.testing import STRATEGIES, PropertyFailed, replay_schedule
 from pawl.testing.exploring import Schedule, scenario_of
 from tests.mutants.everything import EQUIVALENT, MUTANTS
 from tests.mutants.hunting import hunt
-from tests.mutants.mutant import Group, Mutant, planted
+from tests.mutants.mutant import Group, Mutant, forget, planted
 
 STRATEGY_SECONDS = 20.0
 """For each strategy by itself."""
@@ -58,14 +57,6 @@ def measure(budgets: Mapping[str, float], exhaustive: int, name: str) -> Row:
     }
     row = Row(name, {strategy: (each.schedules, round(each.seconds, 1)) for strategy, each in hits.items()})
     return _with_smallest(mutant, row, next(iter(hits.values())).found, exhaustive) if hits else row
-
-
-def forget() -> None:
-    """Drop all that this process remembers of what functions gave: it may be of code with a defect, what clients are to
-    get for one."""
-    for each in gc.get_objects():
-        if isinstance(each, _lru_cache_wrapper):
-            each.cache_clear()
 
 
 def _is_sound(name: str, found: Schedule) -> bool:
