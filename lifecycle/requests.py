@@ -127,8 +127,8 @@ class RequestTable:
 
     def open(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, num_output: int = 0) -> int:
         """A row for a new request; its state is NEW until the first `move`. The last `num_output` of its tokens are
-        output that it has had elsewhere. `tokens`, int32 [n], are kept as they are until the request goes to work:
-        nobody writes to them any more."""
+        output that it has had elsewhere. `tokens`, int32 [n], are kept until the request goes to work, as they are
+        where they own their memory: nobody writes to them any more."""
         # Taken when every column is written: what cannot be written leaves the row free.
         row = self._free[-1]
         count = len(tokens)
@@ -140,7 +140,8 @@ class RequestTable:
         self.order[row] = NOT_ADMITTED
         self.drafting[row] = _NO_DRAFTS
         # A prompt longer than the table is wide is refused before anything reads it.
-        kept = tokens[: self.tokens.shape[1]]
+        # Those that came in a message would keep it, and need not lie as numbers do.
+        kept = (tokens if tokens.flags.owndata else tokens.copy())[: self.tokens.shape[1]]
         self.describe(row, info, count - num_output)
         self.row_of[info.request] = row
         self._prompts[row] = kept

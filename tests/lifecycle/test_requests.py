@@ -187,6 +187,16 @@ def test_a_request_that_waits_touches_no_row_of_the_tokens_until_it_goes_to_work
     assert table.known(row).tolist() == [4, 5, 6, 7]
 
 
+def test_tokens_that_lie_in_a_message_are_taken_out_of_it() -> None:
+    table = RequestTable(2, 8)
+    message = bytes(3) + np.array([4, 5, 6], np.int32).tobytes()
+    row = table.open(info(1), np.frombuffer(message, np.int32, offset=3), 0, INF)
+    known = table.known(row)
+    assert known.tolist() == [4, 5, 6]
+    assert known.flags.aligned
+    assert not np.shares_memory(known, np.frombuffer(message, np.uint8))
+
+
 def test_a_table_for_which_there_is_no_room_says_so() -> None:
     with pytest.raises(MemoryError, match=r"16777216 requests of \d+ tokens"):
         _untouched(1 << 24, 1 << 22)

@@ -56,7 +56,8 @@ def test_a_number_from_outside_that_only_the_records_show_is_found_out(
     submit = FrontDesk.submit
 
     def submit_as_anybody(desk: FrontDesk, submits: list[Submit], sinks: Any) -> tuple[int, ...]:
-        return submit(desk, [msgspec.structs.replace(one, rid=uuid.uuid4().hex) for one in submits], sinks)
+        named = [msgspec.structs.replace(one, rid=one.rid or uuid.uuid4().hex) for one in submits]
+        return submit(desk, named, sinks)
 
     monkeypatch.setattr(FrontDesk, "submit", submit_as_anybody)
     assert main(["explore", "--schedules", "60", "--seed", "5", "--workers", "1"]) == 1
