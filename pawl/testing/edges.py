@@ -34,6 +34,8 @@ ALIKE: tuple[tuple[dict[str, Any], ...], ...] = (
 """What is asked for side by side: scores, grammars, vectors, other draws than the likeliest."""
 LONG_ENOUGH = 10
 """Tokens of a request whose output is to repeat itself."""
+MOST_FILLED = 256
+"""Tokens of a request for an edge's sake: who has fixed a larger server would wait for them in each schedule."""
 replace = msgspec.structs.replace
 
 
@@ -52,7 +54,7 @@ def _fills_its_room(workload: Workload, source: Source) -> Workload:
     arrival = workload.arrivals[at]
     # The last token is computed by nobody: where the context is longer than the pages hold, there may be one more.
     output = min(shape.room + 1, shape.max_context or shape.room) - len(arrival.prompt)
-    if output < 1 or arrival.embed or arrival.session:
+    if not 1 <= output <= MOST_FILLED or arrival.embed or arrival.session:
         return workload
     return _with(workload, at, replace(arrival, max_new_tokens=output))
 
@@ -73,7 +75,7 @@ def _stops_alike(workload: Workload, source: Source) -> Workload:
 def _stops_within_a_run(workload: Workload, source: Source) -> Workload:
     """Where there are drafts, somebody whose output repeats itself has drawn a stop token once so many are drawn."""
     at = source.within(0, len(workload.arrivals) - 1)
-    arrival, room = workload.arrivals[at], workload.shape.room
+    arrival, room = workload.arrivals[at], min(workload.shape.room, MOST_FILLED)
     if workload.shape.speculate == "none" or room < LONG_ENOUGH or arrival.embed:
         return workload
     prompt = tuple(source.pick(TOKENS) for _ in range(source.within(4, room // 2)))

@@ -17,7 +17,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.orders.adapters import UnloadAdapter
 from pawl.testing import Arrival, PropertyFailed, Workload, crowding
 from pawl.testing.cluster import Cluster, cluster
-from pawl.testing.edges import EDGES, edged
+from pawl.testing.edges import EDGES, MOST_FILLED, edged
 from pawl.testing.named import check_aborted
 from pawl.testing.workload import Control
 from tests.mutants.hunting import task_with
@@ -55,6 +55,14 @@ def test_every_edge_is_met_now_and_then_and_the_server_stays() -> None:
         counts.update(edges_of(drawn, found))
     assert len(counts) == len(EDGES)
     assert min(counts.values()) > 4
+
+
+def test_of_a_large_server_nobody_wants_all() -> None:
+    for seed in SEEDS:
+        drawn = crowding(seed, speculate="ngram", num_pages=1000)
+        wanted = {len(each.prompt) + each.max_new_tokens for each in edged(drawn, seed).arrivals}
+        before = {len(each.prompt) + each.max_new_tokens for each in drawn.arrivals}
+        assert max(wanted) <= max(*before, 2 * MOST_FILLED)
 
 
 def test_an_exploration_draws_them() -> None:
