@@ -9,10 +9,9 @@ all books are empty at rest, every property of the records holds, and no actor i
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, get_args
 
@@ -36,7 +35,7 @@ from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer, Undo
 from pawl.testing.cluster import NO_FAULTS, Cluster, system_of
 from pawl.testing.expectations import PropertyFailed
-from pawl.testing.lines import lines_that_raise, watched
+from pawl.testing.lines import lines_that_raise, tracing, watched
 from pawl.testing.models import GHOST
 from pawl.testing.replica import raise_first, record_properties
 from pawl.testing.routing import WatchedRouter
@@ -95,15 +94,9 @@ class Tracer:
         self._gates = {handler.__code__: 1 for handler in HANDLERS} | {aside.__code__: -1 for aside in ASIDE}
         self._depth = 0
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def on(self) -> AbstractContextManager[None]:
         """Within this context, in this thread."""
-        before = sys.gettrace()
-        sys.settrace(self._called)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
+        return tracing(self._called)
 
     def _called(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dis
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
+from typing import Any
 
 import pawl
 
@@ -25,6 +29,17 @@ WATCHED = (
 """Files and folders whose lines may raise."""
 UNWATCHED = ("memory/prefix/events.py",)
 """What looks on in tests."""
+
+
+@contextmanager
+def tracing(called: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
+    """Within this context `called` hears of each call in this thread, as `sys.settrace` has it."""
+    before = sys.gettrace()
+    sys.settrace(called)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 @cache

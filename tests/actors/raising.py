@@ -3,16 +3,15 @@ raises."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from pawl.actors.runtime.actor import Actor
 from pawl.actors.simulation.quiet import silence
-from pawl.testing.injection import lines_that_raise
+from pawl.testing.lines import lines_that_raise, tracing
 
 Run = TypeVar("Run")
 
@@ -42,31 +41,19 @@ class Strike:
 
     def deliver(self, actor: Actor, message: Any) -> None:
         """Have the actor handle it, and go on from the failure that was planted."""
-        try:
-            with self._watching():
-                actor.receive(message)
-        except Planted as planted:
-            if not actor.spares(message, planted):
-                raise
+        self._done(actor, lambda: actor.receive(message), message)
 
     def settle(self, actor: Actor) -> None:
         """Have the actor settle once, and go on from the failure that was planted."""
-        try:
-            with self._watching():
-                actor.settled()
-        except Planted as planted:
-            if not actor.spares(None, planted):
-                raise
+        self._done(actor, actor.settled, None)
 
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        before = sys.gettrace()
-        if not self.struck:
-            sys.settrace(self._called)
+    def _done(self, actor: Actor, handle: Callable[[], object], message: Any) -> None:
         try:
-            yield
-        finally:
-            sys.settrace(before)
+            with nullcontext() if self.struck else tracing(self._called):
+                handle()
+        except Planted as planted:
+            if not actor.spares(message, planted):
+                raise
 
     def _called(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
