@@ -121,6 +121,22 @@ def test_weights_that_only_one_had_taken_go_with_it(renamed: bool, leaves: bool)
     assert told(context, WeightsServed) == []
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["lost", "leaves"])
+def test_an_order_that_one_takes_with_it_is_answered_when_the_gateway_knows_what_serves_now(leaves: bool) -> None:
+    router, context, _ = routed(2)
+    router.receive(Ask(9, UpdateWeights(model_path="/new", weight_version="a"), "gateway"))
+    other, _ = [sent.message.ticket for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    router.receive(NEW)
+    router.receive(Reply(other, False, "no such folder"))
+    assert told(context, Reply) == []
+    if leaves:
+        router.fleet._left(router.replicas[1])
+    else:
+        router.receive(Down("scheduler.1", "failed"))
+    said = told(context, WeightsServed | Reply)  # type: ignore[arg-type]
+    assert (said[0], [each.ticket for each in said[1:]]) == (AS_STARTED, [9])
+
+
 def test_weights_that_were_sent_to_only_one_keep_nobody_out_once_it_is_gone() -> None:
     router, context, _ = routed(2)
     ordered(router, context, PutWeights(source=FromBytes(b"")), True, False)

@@ -21,6 +21,7 @@ from random import Random
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from pawl.actors.control.state import GetState, state_of
 from pawl.actors.measures import Operation
@@ -63,18 +64,21 @@ class Shown(NamedTuple):
     """What every replica says of itself on the way, to whoever asks, and to a checkpoint where no step is in flight."""
     judged: list[str]
     """What is found wrong in the records of a replica of which one is another: the first run of a place says so."""
+    handed: list[str]
+    """Every message that an actor has taken, timers among them, and when."""
 
 
 class Watched(NamedTuple):
-    """One run, and what its replicas were asked on the way."""
+    """One run, what its replicas were asked on the way, and what its actors were handed."""
 
     case: Case
     asked: list[str]
+    handed: list[str]
 
 
 def watched(case: Case) -> Watched:
     """A run that is about to begin."""
-    steps, before, asked = count(1), case.stepped, list[str]()
+    steps, before, asked, handed = count(1), case.stepped, list[str](), list[str]()
 
     def stepped() -> None:
         before()
@@ -82,7 +86,22 @@ def watched(case: Case) -> Watched:
             asked.extend(line for replica in case.replicas for line in _said(replica))
 
     case.stepped = stepped  # type: ignore[method-assign]
-    return Watched(case, asked)
+    if isinstance(case, Cluster):
+        system = case.system
+        system.on_delivery = lambda name, message: handed.append(_handed(system.now_s, name, message))
+    return Watched(case, asked, handed)
+
+
+def _plain(value: object) -> object:
+    """An array as its numbers, and what goes nowhere as its type."""
+    return value.tolist() if isinstance(value, np.ndarray) else type(value).__name__
+
+
+_MESSAGES = msgspec.json.Encoder(enc_hook=_plain)
+
+
+def _handed(now: float, name: str, message: object) -> str:
+    return _MESSAGES.encode((now, name, type(message).__name__, message)).decode()
 
 
 def _said(replica: SimulatedReplica) -> Iterator[str]:
@@ -95,7 +114,7 @@ def _said(replica: SimulatedReplica) -> Iterator[str]:
             yield _line(snapshot_of(scheduler.intake))
 
 
-def shown(run: Cluster, asked: list[str], forged: int) -> Shown:
+def shown(run: Cluster, asked: list[str], handed: list[str], forged: int) -> Shown:
     """Of a run that has ended, and so many forgeries of its records."""
     desk, replicas = run.desk, run.replicas
     clients = [
@@ -110,6 +129,7 @@ def shown(run: Cluster, asked: list[str], forged: int) -> Shown:
         [*(_line(replica.scheduler.loop.counters) for replica in replicas), *_of_the_gateway(desk), repr(run.state())],
         asked + [line for replica in replicas for line in _said(replica)],
         _judged(max((replica.trace.records for replica in replicas), key=len), forged),
+        handed,
     )
 
 
@@ -160,7 +180,7 @@ def runs_of(place: Place) -> tuple[Result, list[Shown]]:
 
     strategy = STRATEGIES[place.strategy](place.seed)
     result = explore(keeping, strategy, FEW, max_steps=most_steps(place.workload), most_shrink_runs=0)
-    runs = [(case, asked) for case, asked in made if isinstance(case, Cluster)]
+    runs = [(case, asked, handed) for case, asked, handed in made if isinstance(case, Cluster)]
     return result, [shown(*run, forged=0 if number else FORGED) for number, run in enumerate(runs)]
 
 
