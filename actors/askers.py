@@ -24,6 +24,8 @@ class Askers:
     def __init__(self, send: Callable[[str, Reply], object]) -> None:
         self._send = send
         self._waiting: dict[int, Asker] = {}
+        self._opened: Asker | None = None
+        """Who got a number last."""
         self._untold: list[tuple[int, int, Outcome]] = []
         """(the last of the steps that must have come back first, number of who asked, outcome)"""
         self._newest = 0
@@ -34,7 +36,7 @@ class Askers:
     def open(self, ask: Ask) -> int:
         """The number of a new one."""
         self._newest += 1
-        self._waiting[self._newest] = Asker(ask.reply_to, ask.ticket)
+        self._opened = self._waiting[self._newest] = Asker(ask.reply_to, ask.ticket)
         return self._newest
 
     def answer(self, number: int, outcome: Outcome, in_flight: int | None) -> None:
@@ -42,8 +44,10 @@ class Askers:
         has come back. None: there is none."""
         if outcome.after_steps and in_flight is not None:
             self._untold.append((in_flight, number, outcome))
-        elif (asker := self._waiting.pop(number, None)) is not None:
-            self._send(asker.reply_to, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
+        elif (asker := self._waiting.get(number)) is not None:
+            reply = Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts)
+            # In one line: who has an answer waits for none, wherever something fails.
+            _ = self._send(asker.reply_to, reply), self._waiting.pop(number)
 
     def settled(self, oldest: int | None) -> None:
         """Every step before `oldest` has come back, or was undone; None: all have."""
@@ -54,7 +58,7 @@ class Askers:
     def failed(self, ask: Ask | None, owed: Set[int], message: str) -> None:
         """Something failed, perhaps before `ask` had a number. Who is `owed` an answer gets one later, as those do who
         wait for steps; the rest should have had theirs."""
-        if ask is not None and Asker(ask.reply_to, ask.ticket) not in self._waiting.values():
+        if ask is not None and self._opened != Asker(ask.reply_to, ask.ticket):
             self.open(ask)
         self._end(self._waiting.keys() - owed - {number for _, number, _ in self._untold}, message)
 

@@ -58,8 +58,7 @@ class GrammarCompiler(Actor):
         """What has arrived is known, so the oldest grammar that still matters is next. Not at once two: what arrives
         meanwhile may release some."""
         for request in list(self._waiting)[:1]:
-            self._compile(request, self._waiting[request])
-            self._waiting.pop(request, None)
+            self._compile(request)
         return bool(self._waiting)
 
     def spares(self, message: Any, error: Exception) -> bool:
@@ -80,22 +79,21 @@ class GrammarCompiler(Actor):
             self._grammars.release(self._held.pop(request))
 
     def end_request(self, request: int) -> None:
-        self._waiting.pop(request, None)
-        self._tell(Abort((request,), Cause.INTERNAL, BROKEN))
+        self._answer(request, Abort((request,), Cause.INTERNAL, BROKEN))
 
-    def _compile(self, request: int, grammar: Grammar) -> None:
+    def _compile(self, request: int) -> None:
         try:
-            self._grammars.hold(grammar)
+            self._held[request] = self._grammars.hold(self._waiting[request])
         except GrammarRefused as error:
-            self._tell(GrammarFailed(request, str(error)))
+            self._answer(request, GrammarFailed(request, str(error)))
         except Exception as error:
             self.contain(request, error)
         else:
-            self._held[request] = grammar
-            self._tell(GrammarReady(request))
+            self._answer(request, GrammarReady(request))
 
     def stopped(self, reason: str) -> None:
         """The scheduler, which stops earlier, has ended every request."""
 
-    def _tell(self, order: GrammarReady | GrammarFailed | Abort) -> None:
-        self.context.send(self._names.scheduler, order, Lane.CONTROL)
+    def _answer(self, request: int, order: GrammarReady | GrammarFailed | Abort) -> None:
+        # In one line: who has an answer is owed none, wherever something fails.
+        _ = self.context.send(self._names.scheduler, order, Lane.CONTROL), self._waiting.pop(request, None)

@@ -44,6 +44,7 @@ log = structlog.get_logger("pawl.stager")
 
 ForScheduler: TypeAlias = Stage | ReadAdapter | EmptyAdapterSlot
 ToStager: TypeAlias = ForScheduler | BalanceExperts | RunnerBack
+Answer: TypeAlias = WeightsStaged | WeightsFailed | AdapterLoaded | AdapterFailed
 
 
 class Stager(Actor):
@@ -59,6 +60,8 @@ class Stager(Actor):
         self._received = received or Received()
         self._waiting: deque[ForScheduler] = deque()
         """What is to be done, in order, when the runner is there again."""
+        self._done: ForScheduler | None = None
+        """What was done last, and answered."""
 
     def receive(self, message: ToStager | Ask) -> None:
         match message:
@@ -81,47 +84,55 @@ class Stager(Actor):
 
     def _go_on(self) -> None:
         """Do what waits, one after the other, until the runner is lost under it."""
-        while self._waiting and self._read(self._waiting[0]):
-            self._waiting.popleft()
-        if self._waiting:
-            self.context.send(self._names.worker, AwaitRunner(), Lane.CONTROL)
+        while self._waiting:
+            try:
+                answer = self._read(self._waiting[0])
+            except RunnerLost:
+                log.warning("what computes was lost under a reading, which waits", what=type(self._waiting[0]).__name__)
+                self.context.send(self._names.worker, AwaitRunner(), Lane.CONTROL)
+                return
+            self._end(answer)
 
-    def _read(self, message: ForScheduler) -> bool:
-        """For the scheduler, which is answered; False: the runner was lost under it."""
+    def _end(self, answer: Answer | None) -> None:
+        """What waits first is done."""
+        # In one line: what has its answer waits for none, wherever something fails.
+        _, self._done = self._tell(answer), self._waiting.popleft()
+
+    def _tell(self, answer: Answer | None) -> bool:
+        return answer is not None and self.context.send(self._names.scheduler, answer, Lane.CONTROL)
+
+    def _read(self, message: ForScheduler) -> Answer | None:
+        """For the scheduler: its answer. Raises RunnerLost where it can be done again."""
         try:
             match message:
                 case Stage(ticket, last=last):
-                    fingerprint = self._runner.stage(ticket, self._source(message), last=last)
-                    answer: WeightsStaged | AdapterLoaded = WeightsStaged(ticket, fingerprint)
+                    return WeightsStaged(ticket, self._runner.stage(ticket, self._source(message), last=last))
                 case ReadAdapter(ticket, slot, source):
-                    answer = AdapterLoaded(ticket, self._runner.load_adapter(slot, source))
+                    return AdapterLoaded(ticket, self._runner.load_adapter(slot, source))
                 case EmptyAdapterSlot(slot):
                     self._runner.unload_adapter(slot)
-                    return True
+                    return None
         except RunnerLost as lost:
             if not isinstance(message, Stage) or not isinstance(message.source, FromTrainer):
-                log.warning("what computes was lost under a reading, which waits", what=type(message).__name__)
-                return False
-            self._refuse(message, str(lost))  # what was received is used up
+                raise
+            return self._refusal(message, str(lost))  # what was received is used up
         except (WeightsRefused, AdapterRefused) as refused:
-            self._refuse(message, str(refused))
+            return self._refusal(message, str(refused))
         except Exception as error:
             log.exception("it could not be read")
-            self._failed(message, error)
-        else:
-            self.context.send(self._names.scheduler, answer, Lane.CONTROL)
-        return True
+            return self._failed(message, error)
 
     def spares(self, message: Any, error: Exception) -> bool:
-        """Nothing that serves has been touched, and the answer is the last thing that is done."""
+        """Nothing that serves has been touched. Whoever waits for an answer gets one, and what is behind is gone on
+        with."""
         self.told_of(error)
         if isinstance(message, Ask):
             self._reply(message, Outcome(False, f"{WEIGHTS_UNREAD}: {type(error).__name__}"))
         elif self._waiting and (self._waiting[0] is message or isinstance(message, RunnerBack)):
-            self._failed(self._waiting.popleft(), error)
-            self._go_on()
-        else:
-            self._failed(message, error)
+            self._end(self._failed(self._waiting[0], error))
+        elif all(each is not message for each in (self._done, *self._waiting)):
+            self._tell(self._failed(message, error))
+        self._go_on()
         return True
 
     def _balance(self, ask: Ask | None) -> None:
@@ -140,17 +151,17 @@ class Stager(Actor):
     def _source(self, message: Stage) -> WeightSource:
         return self._received.take(message.ticket) if isinstance(message.source, FromTrainer) else message.source
 
-    def _failed(self, message: ToStager, error: Exception) -> None:
+    def _failed(self, message: ToStager, error: Exception) -> Answer | None:
         what = WEIGHTS_UNREAD if isinstance(message, Stage) else ADAPTER_UNREAD
-        self._refuse(message, f"{what}: {type(error).__name__}")
+        return self._refusal(message, f"{what}: {type(error).__name__}")
 
-    def _refuse(self, message: ToStager, reason: str) -> None:
+    def _refusal(self, message: ToStager, reason: str) -> Answer | None:
         if isinstance(message, EmptyAdapterSlot | BalanceExperts | RunnerBack):  # what computes is as it was
-            return
+            return None
         reason = shortened(reason)
         log.warning("refused", what=type(message).__name__, reason=reason)
         failed = WeightsFailed if isinstance(message, Stage) else AdapterFailed
-        self.context.send(self._names.scheduler, failed(message.ticket, reason), Lane.CONTROL)
+        return failed(message.ticket, reason)
 
 
 def shortened(reason: str) -> str:

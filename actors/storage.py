@@ -86,6 +86,8 @@ class Storage(Actor):
         self._told: dict[str, int] = {}
         self._heard = True
         """Whether the scheduler listens."""
+        self._answered = False
+        """Who has sent what is handled now has the answer."""
 
     def started(self) -> None:
         keys = self.store.scan()
@@ -95,11 +97,12 @@ class Storage(Actor):
             log.info("pages from before", pages=len(keys))
 
     def receive(self, message: Any) -> None:
+        self._answered = False
         match message:
             case Blocks(number, keys, data):
-                self._tell(Saved(number, self._keep(keys, data)))
+                self._answered = self._tell(Saved(number, self._keep(keys, data)))
             case Fetch(ticket, keys, pages, after):
-                self._fill(ticket, pages, self.store.read(keys), after)
+                self._answered = self._fill(ticket, pages, self.store.read(keys), after)
             case EmptyHost(era):
                 self._empty(era)
             case SchedulerStops():
@@ -148,7 +151,7 @@ class Storage(Actor):
             case PagesEnd(ticket, sender, num_cached):
                 count = self.incoming.end(ticket)
                 if count is not None:
-                    self._tell(Received(ticket, count, num_cached))
+                    self._answered = self._tell(Received(ticket, count, num_cached))
                 self._answer(sender, TicketOver(self._names.storage, ticket))
 
     def _took(self, message: HandedPages) -> None:
@@ -188,17 +191,22 @@ class Storage(Actor):
         self.told_of(error)
         self.store.host.reclaim()
         match message:
-            case Blocks(number):
+            case Blocks(number) if not self._answered:
                 self._tell(Saved(number))
-            case Fetch(ticket, _, pages, after):
+            case Fetch(ticket, _, pages, after) if not self._answered:
                 self._fill(ticket, pages, np.empty((0, 0), np.uint8), after)
             case EmptyHost(era):
                 self._empty(era)
-            case HandedPages():
+            case HandedPages():  # a second word of it says nothing new
                 self._took(message)
-            case PagesEnd(ticket):
+            case Expect(ticket):  # what comes is not kept
                 self.incoming.unexpect(ticket)
                 self._tell(Received(ticket, 0))
+            case PagesEnd(ticket, sender):
+                self.incoming.unexpect(ticket)
+                if not self._answered:
+                    self._tell(Received(ticket, 0))
+                self._answer(sender, TicketOver(self._names.storage, ticket))
         self._tell_dropped()
         return self.survives()
 
@@ -207,9 +215,9 @@ class Storage(Actor):
         ends_at = self.context.now() + CLOSE_S
         self.store.close(lambda: self.context.now() < ends_at)
 
-    def _fill(self, ticket: int, pages: Int32s, data: UInt8s, after: int) -> None:
+    def _fill(self, ticket: int, pages: Int32s, data: UInt8s, after: int) -> bool:
         # Ahead of steps that are queued: none of them touches these pages, and a request waits.
-        self.context.send(self._names.worker, Fill(ticket, pages, data, after), Lane.CONTROL)
+        return self.context.send(self._names.worker, Fill(ticket, pages, data, after), Lane.CONTROL)
 
     def _tell_dropped(self) -> None:
         """The last word about a message, whatever came of it: what it brought may have left again meanwhile."""
@@ -217,6 +225,5 @@ class Storage(Actor):
         if dropped:
             self._tell(Dropped(dropped))
 
-    def _tell(self, message: Saved | Found | Dropped | TierReport | Received) -> None:
-        if self._heard:
-            self.context.send(self._names.scheduler, message, Lane.CONTROL)
+    def _tell(self, message: Saved | Found | Dropped | TierReport | Received) -> bool:
+        return self._heard and self.context.send(self._names.scheduler, message, Lane.CONTROL)

@@ -83,8 +83,9 @@ class WeightGroups(Actor):
                 if place.address not in self._trainers.hosts:
                     self._tell(GroupLost(number, shortened(f"{place.address} is none of the trainer hosts")))
                     return
-                member = self._trainers.make_member(place, self._trainers.limit_s, partial(self._heard, number))
-                self._groups[number] = _Joined(member, self._clock(number))
+                timer, make = self._clock(number), self._trainers.make_member
+                # In one line: a member that nobody knows would wait for its trainer.
+                self._groups[number] = _Joined(make(place, self._trainers.limit_s, partial(self._heard, number)), timer)
             case ReceiveParts(number):
                 self._receive(number, message)
             case KeepGroups(numbers):

@@ -31,6 +31,8 @@ class Command(NamedTuple):
 
     module: str
     summary: str
+    judges: bool = False
+    """Its status 1 is a verdict, which a failure of the command itself must not look like."""
 
 
 COMMANDS = {
@@ -38,9 +40,11 @@ COMMANDS = {
     "generate": Command("generate", "answer prompts without a server"),
     "chat": Command("chat", "talk with a model in the terminal"),
     "bench": Command("bench", "measure throughput (offline) and latency (online)"),
-    "audit": Command("audit", "check a recorded trace against the properties of a correct engine"),
-    "explore": Command("explore", "run the engine in a simulator under many schedules and check every step"),
-    "replay": Command("replay", "run a recorded run, or a schedule that was found, again"),
+    "audit": Command("audit", "check a recorded trace against the properties of a correct engine", judges=True),
+    "explore": Command(
+        "explore", "run the engine in a simulator under many schedules and check every step", judges=True
+    ),
+    "replay": Command("replay", "run a recorded run, or a schedule that was found, again", judges=True),
     "trace": Command("trace", "a trace in the formats of other tools, and back"),
     "ctl": Command("ctl", "send a control message to a running server"),
     "top": Command("top", "watch a running server in the terminal, and steer it"),
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _explain(error)
+        return _explain(error, COMMANDS[chosen].judges)
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -94,15 +98,15 @@ def _module(name: str) -> CommandModule:
     return cast(CommandModule, importlib.import_module(f"pawl.commands.{COMMANDS[name].module}"))
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, judges: bool) -> int:
     """One line for a failure that the user can do something about; anything else is a defect and keeps its trace."""
-    from pawl.commands.failures import exit_status, told
+    from pawl.commands.failures import EXIT_FAILED, EXIT_NOTHING_JUDGED, exit_status, told
 
     status = exit_status(error)
     if status is None:
         raise error
     print(f"pawl: {told(error)}", file=sys.stderr)
-    return status
+    return EXIT_NOTHING_JUDGED if judges and status == EXIT_FAILED else status
 
 
 if __name__ == "__main__":

@@ -53,13 +53,14 @@ class Grammars:
         """Digest of a grammar -> why it is refused, and until when; the least recently asked for first."""
         self._held: Counter[Grammar] = Counter()
 
-    def hold(self, grammar: Grammar) -> None:
-        """A request needs this one until it is released: it is compiled, unless it was before. Raises GrammarRefused,
-        then it is not held."""
+    def hold(self, grammar: Grammar) -> Grammar:
+        """A request needs this one, which is given back, until it is released: it is compiled, unless it was before.
+        Raises GrammarRefused, then it is not held."""
         with self._lock:
             self._held[_bare(grammar)] += 1
         try:
             self.get(grammar)
+            return grammar
         except BaseException:
             self.release(grammar)
             raise

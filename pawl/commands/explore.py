@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("schedule.json"), metavar="FILE", help="(default: %(default)s)"
     )
-    parser.epilog = "exit status: 0 no property failed, 1 one did"
+    parser.epilog = "exit status: 0 no property failed, 1 one did, 4 there was nothing to explore"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from pawl.http.replies import Renderer, reply
 from pawl.http.response_fields import ResponsesBody, chat_of
 from pawl.http.response_items import ItemWriter
 from pawl.http.responses import ResponsesRenderer
-from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, refuse_unsupported
+from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
 from pawl.http.tools import Reading, ReasoningMarks, reading_of
 from pawl.parsers.reasoning import FORMATS
 
@@ -98,7 +98,6 @@ class GenerationRoutes(HasContext):
     @takes(ResponsesBody)
     async def respond(self, request: Request, body: ResponsesBody) -> Response:
         """The next items of a conversation, as OpenAI's newer API has it."""
-        refuse_unsupported(body, responses.UNSUPPORTED)
         chat = chat_of(body)
         rid, gateway = self._rid(request, chat), self.context.gateway
         reading = reading_of(chat, self.context.info, self._marks)

@@ -9,12 +9,30 @@ from msgspec import Meta
 
 from pawl.actors import fields
 from pawl.actors.sampling import Count, TopLogprobs
-from pawl.http.call_fields import CallFields, Note, ObjectOfAny, Verbosity
+from pawl.actors.text.invalid import quoted
+from pawl.http.call_fields import CallFields, ObjectOfAny, Verbosity
 from pawl.http.errors import Problem
-from pawl.http.schemas import ChatBody
+from pawl.http.schemas import ChatBody, refuse_unsupported, unsupported
 from pawl.http.tool_fields import Schema, ToolName, ToolText
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Summary = Literal["auto", "concise", "detailed"]
+Included = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+"""What OpenAI's API can add to a reply."""
+GIVEN: frozenset[Included] = frozenset({"message.output_text.logprobs", "reasoning.encrypted_content"})
+"""Of these, what is here. Encrypted reasoning is what a client keeps to bring it again: here it stands in its item as
+it is, and is taken so."""
+TEXTS = frozenset({"input_text", "output_text", "reasoning_text", "summary_text", "text"})
+"""Types of parts that are text."""
 
 
 class ResponseTool(msgspec.Struct, omit_defaults=True):
@@ -47,13 +65,16 @@ class ResponseAllowedTools(msgspec.Struct, forbid_unknown_fields=True, tag_field
     tools: Annotated[list[ResponseAllowedTool], Meta(min_length=1, max_length=128)]
 
 
-class ResponseReasoning(msgspec.Struct):
-    """`reasoning`. No summaries are made."""
+class ResponseReasoning(msgspec.Struct, forbid_unknown_fields=True):
+    """`reasoning`. No summaries are made, whatever it says."""
 
     effort: Effort | None = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None
+    """The older name of the same."""
 
 
-class ResponseText(msgspec.Struct, omit_defaults=True):
+class ResponseText(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """`text`: the form of what is said."""
 
     format: ObjectOfAny | None = None
@@ -72,7 +93,7 @@ class ResponsesBody(CallFields, kw_only=True):
     text: ResponseText | None = None
     reasoning: ResponseReasoning | None = None
     top_logprobs: TopLogprobs | None = None
-    include: Annotated[list[Note], Meta(max_length=64)] | None = None
+    include: Annotated[list[Included], Meta(max_length=64)] | None = None
     chat_template_kwargs: ObjectOfAny | None = None
     store: bool | None = None
     """Replies are not kept, whatever it says."""
@@ -92,8 +113,17 @@ TAKEN_OVER = (*CallFields.__struct_fields__, "top_logprobs", "chat_template_kwar
 """Fields that mean the same in a chat."""
 
 
+UNSUPPORTED = unsupported(ResponsesBody)
+
+
 def chat_of(body: ResponsesBody) -> ChatBody:
     """The chat that asks for the same. Raises Problem and InvalidRequest."""
+    refuse_unsupported(body, UNSUPPORTED)
+    for index, included in enumerate(body.include or ()):
+        if included not in GIVEN:
+            where = f"include[{index}]"
+            text = f"{where}: {included} is not to be had here; what is: {', '.join(sorted(GIVEN))}"
+            raise Problem(400, text, param=where, code="unsupported_field")
     chat: dict[str, Any] = {name: value for name in TAKEN_OVER if (value := getattr(body, name)) is not None}
     chat["messages"] = messages_of(body)
     chat["logprobs"] = wants_logprobs(body)
@@ -143,6 +173,8 @@ def messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
         return [*messages, {"role": "user", "content": body.input}]
+    if not body.input:
+        raise Problem(400, "input must not be an empty list", param="input")
     for index, item in enumerate(body.input):
         _add(messages, item, f"input[{index}]")
     return messages
@@ -153,18 +185,25 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> No
     kind = item.get("type") or "message"
     match kind:
         case "message":
-            message = {"role": item.get("role"), "content": _content(item.get("content"), f"{where}.content")}
+            content = _content(item.get("content"), f"{where}.content")
+            message = {"role": _word(item, "role", where), "content": content}
             if message["role"] == "assistant" and _open(messages):
                 messages[-1]["content"] = message["content"]
             else:
                 messages.append(message)
         case "reasoning":
+            if item.get("encrypted_content") is not None:
+                inner = f"{where}.encrypted_content"
+                raise Problem(400, f"{inner} is not of this server, which reads content", param=inner)
             text = _content(item.get("content") or [], f"{where}.content")
             messages.append({"role": "assistant", "content": None, "reasoning_content": text})
         case "function_call":
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": None})
-            function = {"name": item.get("name"), "arguments": item.get("arguments") or ""}
+            arguments = item.get("arguments") or ""
+            if not isinstance(arguments, str):
+                raise Problem(400, f"{where}.arguments must be a string of JSON", param=f"{where}.arguments")
+            function = {"name": _word(item, "name", where), "arguments": arguments}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             messages[-1].setdefault("tool_calls", []).append(call)
         case "function_call_output":
@@ -179,6 +218,14 @@ def _open(messages: list[dict[str, Any]]) -> bool:
     return bool(messages) and messages[-1]["role"] == "assistant" and messages[-1]["content"] is None
 
 
+def _word(item: dict[str, Any], name: str, where: str) -> str:
+    """A member that must be there."""
+    value = item.get(name)
+    if not isinstance(value, str) or not value:
+        raise Problem(400, f"{where}.{name} must be a string that is not empty", param=f"{where}.{name}")
+    return value
+
+
 def _content(content: Any, where: str) -> str:
     """The text of content, whose parts are joined by a line break."""
     if isinstance(content, str):
@@ -187,8 +234,12 @@ def _content(content: Any, where: str) -> str:
         raise Problem(400, f"{where} must be a string or a list of parts", param=where)
     texts: list[str] = []
     for index, part in enumerate(content):
-        text = part.get("text") if isinstance(part, dict) else None
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+        inner = f"{where}[{index}]"
+        if not isinstance(kind, str) or kind not in TEXTS:
+            named = quoted(kind) if isinstance(kind, str) else "no type that is a string"
+            raise Problem(400, f"{inner} is of {named}; this model reads {', '.join(sorted(TEXTS))}", param=inner)
         if not isinstance(text, str):
-            raise Problem(400, f"{where}[{index}] has no text; this model reads text only", param=f"{where}[{index}]")
+            raise Problem(400, f"{inner}.text must be a string", param=f"{inner}.text")
         texts.append(text)
     return "\n".join(texts)

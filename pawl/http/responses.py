@@ -14,10 +14,8 @@ from pawl.http.message import MessageReader
 from pawl.http.rendering import encode
 from pawl.http.response_fields import ResponsesBody, wants_logprobs
 from pawl.http.response_items import ItemWriter
-from pawl.http.schemas import unsupported
 from pawl.lifecycle.states import Cause
 
-UNSUPPORTED = unsupported(ResponsesBody)
 NAMES = {
     "max_new_tokens": "max_output_tokens",
     "min_new_tokens": "min_tokens",

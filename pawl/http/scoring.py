@@ -18,7 +18,7 @@ from pawl.actors.messages.generate import Submit, TextOptions
 from pawl.actors.sampling import NamedTokens, SamplingFields, build_sampling
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.body import MAX_VALUES
-from pawl.http.call_fields import ModelName
+from pawl.http.call_fields import ModelName, Note
 from pawl.http.context import ServerContext
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, from_done
@@ -47,7 +47,7 @@ class ScoreBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     apply_softmax: bool = False
     """The scores of an item sum up to 1; else they are probabilities among all tokens."""
     item_first: bool = False
-    user: str | None = None
+    user: Note | None = None
     # Pairs of texts.
     text_1: Any = None
     text_2: Any = None
@@ -83,8 +83,10 @@ def score_submits(body: ScoreBody, context: ServerContext) -> list[Submit]:
     check_model(context.info, body.model)
     query, items = body.query, [body.items] if isinstance(body.items, str) else body.items
     for name, value in (("query", query), ("items", items), ("label_token_ids", body.label_token_ids)):
-        if value is None or (value == [] and name != "query"):
+        if value is None:
             raise Problem(400, f"{name} is missing", param=name)
+        if value == [] and name != "query":
+            raise Problem(400, f"{name} must not be an empty list", param=name)
     assert query is not None
     assert items is not None
     kind = str if isinstance(query, str) else list

@@ -21,8 +21,7 @@ from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, json_response
 from pawl.http.openai import check_model
 from pawl.http.response_fields import ResponsesBody, chat_of
-from pawl.http.responses import UNSUPPORTED
-from pawl.http.schemas import ChatBody, DetokenizeBody, TokenizeBody, refuse_unsupported
+from pawl.http.schemas import ChatBody, DetokenizeBody, TokenizeBody
 from pawl.http.tools import ReasoningMarks, reading_of
 
 T = TypeVar("T")
@@ -112,7 +111,6 @@ class TokenRoutes(HasContext):
     async def count(self, request: Request, body: ResponsesBody) -> Response:
         """How many tokens the input of such a call of `/v1/responses` has."""
         check_model(self.context.info, body.model)
-        refuse_unsupported(body, UNSUPPORTED)
         text = await self._written(chat_of(body))
         if len(text) > MAX_TEXT:
             raise Problem(413, f"one call takes {MAX_TEXT} characters, not {len(text)}", param="input")

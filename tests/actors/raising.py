@@ -47,10 +47,14 @@ class Strike:
         """Have the actor settle once, and go on from the failure that was planted."""
         self._done(actor, actor.settled, None)
 
+    def do(self, handle: Callable[[], object]) -> None:
+        """Have it done; raises Planted."""
+        with nullcontext() if self.struck else tracing(self._called):
+            handle()
+
     def _done(self, actor: Actor, handle: Callable[[], object], message: Any) -> None:
         try:
-            with nullcontext() if self.struck else tracing(self._called):
-                handle()
+            self.do(handle)
         except Planted as planted:
             if not actor.spares(message, planted):
                 raise

@@ -199,8 +199,10 @@ def test_a_storage_answers_what_it_failed_at() -> None:
     context.take_sent()
     assert spared(actor, handed(6), context) == [("storage.0", Taken(NAMES.storage, 5))]
     assert spared(actor, handed(7), context) == [("storage.0", TicketOver(NAMES.storage, 7))], "nobody expects it"
-    assert spared(actor, PagesEnd(6, "storage.0", 0), context) == [(NAMES.scheduler, Received(6, 0))]
-    assert spared(actor, handed(6), context) == [("storage.0", TicketOver(NAMES.storage, 6))], "nor that any more"
+    over = ("storage.0", TicketOver(NAMES.storage, 6))
+    assert spared(actor, PagesEnd(6, "storage.0", 0), context) == [(NAMES.scheduler, Received(6, 0)), over]
+    assert spared(actor, handed(6), context) == [over], "nor that any more"
+    assert spared(actor, Expect(8, KEYS), context) == [(NAMES.scheduler, Received(8, 0))]
 
 
 def test_host_memory_is_empty_after_a_flush_that_failed_and_the_scheduler_hears_what_is_gone() -> None:

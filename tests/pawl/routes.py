@@ -19,6 +19,7 @@ from pawl.http.schemas import (
     PoolingBody,
     TokenizeBody,
 )
+from pawl.http.scoring import ScoreBody
 
 GENERATING: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/v1/completions", CompletionBody, {"prompt": "hello", "max_tokens": 2}),
@@ -31,6 +32,7 @@ GENERATING: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/encode", EncodeBody, {"text": "hello"}),
     ("/tokenize", TokenizeBody, {"prompt": "hello"}),
     ("/detokenize", DetokenizeBody, {"tokens": [1, 2]}),
+    ("/v1/score", ScoreBody, {"query": "a", "items": ["b"], "label_token_ids": [1]}),
 ]
 CONTROL: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     (row.routes[0], row.taken, {}) for row in ROWS if "POST" in row.methods and row.routes

@@ -109,6 +109,15 @@ def test_what_the_user_can_mend_is_one_line_and_a_status(
     assert capsys.readouterr().err == f"pawl: {error}\n"
 
 
+@pytest.mark.parametrize("command", ["audit", "replay", "explore"])
+def test_a_failure_looks_like_no_verdict(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"explore": ["--workload", "x" * 5000]}.get(command, ["x" * 5000])
+    assert main([command, *words]) == 4
+    told = capsys.readouterr().err
+    assert told.startswith("pawl: [Errno 36] File name too long")
+    assert told.count("\n") == 1
+
+
 def test_more_than_memory_has_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import openai
 import pytest
 from jsonschema import Draft202012Validator
+from openai.types.responses import ResponseIncludable
 
 from pawl.actors.messages.generate import Submit
-from pawl.http.response_fields import ResponsesBody, messages_of
+from pawl.http.response_fields import GIVEN, Included, ResponsesBody, messages_of
 from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import END_OF_REASONING, Served
 
@@ -212,7 +213,21 @@ def test_an_input_whose_tokens_are_counted_is_refused_as_one_that_is_answered(cl
         ({"max_output_tokens": 5000}, "max_output_tokens", "max_output_tokens must be"),
         ({"input": []}, "input", "empty"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]", "not taken"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "text only"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "input_text"),
+        ({"input": [{"role": "user", "content": [{"type": ["text"], "text": "a"}]}]}, "input[0].content[0]", "type"),
+        ({"input": [{"role": "user", "content": [{"type": "text"}]}]}, "input[0].content[0].text", "a string"),
+        ({"input": [{"content": "hi"}]}, "input[0].role", "not empty"),
+        ({"input": [{"type": "function_call", "arguments": "{}"}]}, "input[0].name", "not empty"),
+        (
+            {"input": [{"type": "function_call", "name": "a", "arguments": {"b": 1}}]},
+            "input[0].arguments",
+            "string of JSON",
+        ),
+        ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "content"),
+        ({"reasoning": {"efort": "low"}}, "reasoning.efort", "did you mean 'effort'"),
+        ({"reasoning": {"summary": "long"}}, "reasoning.summary", "one of 'auto'"),
+        ({"text": {"formt": {"type": "json_object"}}}, "text.formt", "did you mean 'format'"),
+        ({"include": ["message.output_text.logprob"]}, "include[0]", "one of 'code_interpreter_call.outputs'"),
         ({"input": [{"role": "user"}]}, "input[0].content", "must be a string"),
         ({"model": "gpt-17"}, "model", "does not exist"),
     ],
@@ -225,6 +240,28 @@ def test_what_cannot_be_is_refused_by_the_names_of_this_route(
     assert response.status_code in (400, 404)
     assert error["param"] == param
     assert words in error["message"]
+
+
+@pytest.mark.parametrize("included", sorted({*get_args(Included)} - GIVEN))
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/input_tokens"])
+def test_what_a_reply_cannot_include_is_refused_by_its_name(client: httpx.Client, path: str, included: str) -> None:
+    response = client.post(path, json={"input": "hi", "include": ["message.output_text.logprobs", included]})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "include[1]", "unsupported_field")
+    assert error["message"].startswith(f"include[1]: {included} is not to be had here; what is: message.output_text")
+
+
+def test_all_that_openais_client_knows_to_include_is_known() -> None:
+    assert {*get_args(ResponseIncludable)} <= {*get_args(Included)}
+
+
+def test_reasoning_goes_back_as_it_came_where_a_client_asks_for_it_encrypted(own: openai.OpenAI, engine: Any) -> None:
+    engine.script = ALL
+    first = own.responses.create(model="echo", input="hi", tools=[ADD], include=["reasoning.encrypted_content"])
+    items = [item.model_dump(exclude_unset=True) for item in first.output]
+    assert items[0]["type"] == "reasoning"
+    own.responses.create(model="echo", input=[{"role": "user", "content": "hi"}, *items], tools=[ADD])
+    assert last_submit(engine).chat[1]["reasoning_content"] == "Hm"
 
 
 def test_a_failure_under_way_is_an_event(client: httpx.Client, engine: Any, served: Served) -> None:

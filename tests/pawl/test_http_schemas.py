@@ -36,7 +36,7 @@ OTHERS = [
     ["x"] * 20_000, [1] * 100_000, [0] * 300, {str(i): 1 for i in range(2_000)}, {"x" * 10_000: 1}, [{}] * 1_000,
 ]  # fmt: skip
 
-UNBOUNDED = {"prompt", "text", "suffix", "input", "instructions"}
+UNBOUNDED = {"prompt", "text", "suffix", "input", "instructions", "query", "items"}
 """Strings whose bound is the context's, not a number of characters."""
 
 
@@ -119,6 +119,39 @@ def test_every_number_string_and_list_has_bounds(path: str, kind: type[msgspec.S
         if not bounded:
             open_ended.append(place)
     assert open_ended == []
+
+
+def test_every_body_that_a_route_takes_is_tried(server: httpx.Client) -> None:
+    described = server.get("/openapi.json").json()["paths"]
+    kinds = {
+        body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for operations in described.values()
+        for operation in operations.values()
+        if (body := operation.get("requestBody")) is not None
+    }
+    assert kinds <= {kind.__name__ for _, kind, _ in ROUTES}
+
+
+def lists() -> Iterator[Any]:
+    """Every field that may be a list."""
+    for path, kind, valid in ROUTES:
+        for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+            options = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
+            if any(isinstance(option, inspect.ListType | inspect.VarTupleType) for option in options):
+                yield pytest.param(path, kind, valid, field.encode_name, id=f"{path}-{field.encode_name}")
+
+
+@pytest.mark.parametrize(("path", "kind", "valid", "name"), list(lists()))
+def test_an_empty_list_is_taken_or_refused_by_its_name(
+    server: httpx.Client, path: str, kind: type[msgspec.Struct], valid: dict[str, Any], name: str
+) -> None:
+    response = server.post(path, json=body_of(kind, {**valid, name: []}))
+    if response.status_code != 200:
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert name in error["message"]
+        assert " is missing" not in error["message"]
+        assert error.get("param", name) in error["message"]
 
 
 def test_a_refusal_names_the_field_and_its_range(server: httpx.Client) -> None:

@@ -53,10 +53,10 @@ def test_items_come_after_the_query_or_before(
     ("fields", "status", "said"),
     [
         ({"label_token_ids": None}, 400, "label_token_ids"),
-        ({"label_token_ids": []}, 400, "label_token_ids"),
+        ({"label_token_ids": []}, 400, "label_token_ids must not be an empty list"),
         ({"label_token_ids": [1 << 20]}, 400, "label_token_ids"),
         ({"query": None}, 400, "query"),
-        ({"items": []}, 400, "items"),
+        ({"items": []}, 400, "items must not be an empty list"),
         ({"items": [[1]]}, 400, "items"),
         ({"query": [1]}, 400, "items"),
         ({"query": "x" * 1_000_000, "items": ["y"] * 5}, 413, "allowed"),
