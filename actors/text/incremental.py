@@ -90,7 +90,7 @@ class WindowDecoder:
     ) -> None:
         self._vocabulary = vocabulary
         self._skip = skip_special
-        self._tight = not skip_special and not spaces_between_special_tokens
+        self._tight = not spaces_between_special_tokens
         self._special_last = False
         self._ids: list[int] = []
         self._num_shown = 0

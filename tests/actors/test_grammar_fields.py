@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -38,6 +39,14 @@ def test_two_grammars_contradict_each_other_and_none_is_none() -> None:
 def test_a_structure_without_its_ends_is_refused(structure: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"each of tag\.structures must have begin, schema and end"):
         tag_grammar({"structures": [structure], "triggers": ["<"]}, "tag")
+
+
+def test_a_structure_without_a_schema_is_any_object() -> None:
+    found = tag_grammar({"structures": [{"begin": "<", "end": ">"}], "triggers": ["<"]}, "tag")
+    content = {"type": "json_schema", "json_schema": {}}
+    tags = [{"type": "tag", "begin": "<", "content": content, "end": ">"}]
+    wanted = {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<"], "tags": tags}}
+    assert (found.kind, json.loads(found.text)) == (GrammarKind.STRUCTURAL_TAG, wanted)
 
 
 @pytest.mark.parametrize("schema", ["3", "[]", "null"])

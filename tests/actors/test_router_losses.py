@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from pawl.actors.control import Ask
+from pawl.actors.control.scaling import ScaleReplicas
+from pawl.actors.fleet import LEAVING, STARTING, STOPPING
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaJoined, ReplicaUp
@@ -21,8 +23,10 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.weight_source import FromBytes
 from pawl.loops.adapter import Named
 from pawl.loops.intake import Order
+from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.requests import Drain
 from pawl.loops.orders.serving import Continue, Pause
+from pawl.loops.orders.weight_groups import JoinWeightGroup
 from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
 
 
@@ -67,6 +71,30 @@ def test_when_the_last_replica_cannot_be_started_again_the_gateway_hears_why() -
     router.receive(ReplicaFailed("no memory"))
     why = "a replica that was started", "no memory"
     assert (told(context, NoneLeft), starts.overs) == ([NoneLeft(*why)], [why])
+
+
+@pytest.mark.parametrize("why", ["a replica is being started", "drains", "lost", "one leaves"])
+def test_what_cannot_be_ordered_now_is_refused_at_once_with_the_reason(why: str) -> None:
+    router, context, _ = routed(2 if why == "one leaves" else 1)
+    order: Any = SetState(max_running=2)
+    match why:
+        case "drains":
+            router.receive(Drain(3.0))
+            order, reason = ScaleReplicas(1), STOPPING
+        case "one leaves":
+            router.replicas[1].leaving = 1
+            place = {"master_address": "localhost", "master_port": 1, "rank_offset": 1, "world_size": 2}
+            order, reason = JoinWeightGroup(**place, group_name="g", backend="gloo"), LEAVING
+        case _:
+            router.receive(Down("scheduler.0", "failed"))
+            reason = STARTING
+    if why == "lost":
+        router.receive(ReplicaFailed("no memory"))
+        reason = router.fleet.lost
+    context.take_sent()
+    router.receive(Ask(9, order, "gateway"))
+    ((to, reply, lane),) = context.take_sent()
+    assert (to, reply.ticket, reply.ok, reply.message, lane) == ("gateway", 9, False, reason, Lane.DATA)
 
 
 def test_an_adapter_that_only_the_lost_replica_did_not_have_yet_may_be_named() -> None:

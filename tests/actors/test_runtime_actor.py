@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from pawl.actors.control import Ask
+from pawl.actors.control.profiling import StopProfile
 from pawl.actors.control.state import GetState
 from pawl.actors.grammar import BROKEN, GrammarCompiler
 from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.execution import Execute, ExecuteFailed, ResetWorker
+from pawl.actors.messages.execution import AwaitRunner, Execute, ExecuteFailed, ResetWorker, RunnerBack
+from pawl.actors.messages.experts import SwitchExperts
 from pawl.actors.messages.grammar import Compile, Release
 from pawl.actors.messages.hand_over import Expect, HandedPages, PagesEnd, Received, Taken, TicketOver
+from pawl.actors.messages.memory import MoveMemory
 from pawl.actors.messages.transfer import (
     Blocks,
     Dropped,
@@ -42,13 +45,16 @@ from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
+from pawl.gpu.step_runner import PlannedMove
 from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepBatch
 from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.orders.adapters import AdapterFailed
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.grammars import GrammarReady
+from pawl.loops.orders.memory import MoveEnded
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.orders.weights import WeightsFailed, WeightsSwapped
 from pawl.loops.recovery import FAILED_ORDER
@@ -155,6 +161,38 @@ def test_a_worker_answers_no_step_that_it_had_launched_before_it_was_reset() -> 
     worker.receive(ResetWorker(batch.step + 1))
     worker.settled()
     assert context.take_sent() == []
+
+
+class Placing:
+    """Experts that are elsewhere as soon as they are told to be."""
+
+    def due(self) -> bool:
+        return False
+
+    def stage(self) -> PlannedMove | None:
+        return None
+
+    def switch(self, ticket: int) -> None: ...
+
+
+BETWEEN_STEPS: list[tuple[Any, str, Any]] = [
+    (Swap(0), NAMES.scheduler, WeightsSwapped(0)),
+    (MoveMemory(4, ResidencyEvent.RELEASE, (MemoryTag.WEIGHTS,)), NAMES.scheduler, MoveEnded(4, (MemoryTag.WEIGHTS,))),
+    (SwitchExperts(PlannedMove(7, 3, 2, 2.0, 1.0), "router", 8), "router", (8, True, "3 experts were moved.")),
+    (Ask(7, StopProfile(), "router"), "router", (7, False, "no profile is under way")),
+    (AwaitRunner(), NAMES.stager, RunnerBack()),
+]
+
+
+@pytest.mark.parametrize(("message", "to", "answer"), BETWEEN_STEPS, ids=lambda each: type(each).__name__)
+def test_steps_come_back_before_a_worker_does_anything_between_them(message: Any, to: str, answer: Any) -> None:
+    worker, context, batch = launched()
+    worker.runner.placing = Placing()
+    worker.receive(message)
+    step, *said = context.take_sent()
+    assert (step.to, step.message.result.step, step.lane) == (NAMES.scheduler, batch.step, Lane.CONTROL)
+    heard = [(sent.to, replied(sent.message) if isinstance(sent.message, Reply) else sent.message) for sent in said]
+    assert heard == [(to, answer)]
 
 
 # ---- the stager ----

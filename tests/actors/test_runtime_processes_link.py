@@ -90,6 +90,14 @@ def test_the_end_of_a_process_is_looked_at_when_it_is_known(between: Between) ->
     assert between.wires["a"].woken == 1
 
 
+def test_what_is_heard_of_a_process_that_is_lost_already_is_no_news(between: Between) -> None:
+    (link,) = between.a.links.values()
+    between.a.lost(link, "killed")
+    between.a.told(link, Bye())
+    between.a.lost(link, "killed again")
+    assert (between.lost, between.left) == ([("b", "killed")], [])
+
+
 def test_what_had_not_gone_to_a_process_that_is_left_is_gone_with_its_receiver(between: Between) -> None:
     between.wires["a"].room = 0
     between.a.send("y", Say(1))  # is at the wire, and counted at the other end

@@ -146,6 +146,15 @@ def test_choices_are_the_same_as_choices_alone_and_end_fairly() -> None:
     assert Replay(choices).choose(Kind.NEXT, [Value("a", ("a", 0), "a", "x", False)] * 2) == 0
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_a_recorded_choice_is_found_by_its_name_at_whatever_place_it_stands(place: int) -> None:
+    choices, names = Choices(), ["x", "y", "z"]
+    choices.add(Kind.PICK, 2, "recorded")
+    names[place] = "recorded"
+    options = [Value(name, (name, 0), name, "", False) for name in names]
+    assert Replay(choices).choose(Kind.PICK, options) == place
+
+
 def test_a_guided_strategy_tells_the_other_one_of_its_own_schedules_alone() -> None:
     heard: list[object] = []
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.runtime.actor import Actor, Overflow
+from pawl.actors.runtime.actor import Actor, Down, Overflow
 from pawl.actors.runtime.dead_letters import Reason
-from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.choice import ChoiceSource, Diverged
 from pawl.actors.simulation.driver import SimulatedDriver
 from pawl.actors.simulation.endless import Endless, Stuck
-from pawl.actors.simulation.exploration import ActorFailed, Case, Unfinished, drive, explore
+from pawl.actors.simulation.exploration import ActorFailed, Case, NotDeterministic, Unfinished, drive, explore
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
@@ -134,6 +135,37 @@ def test_a_case_that_rests_before_it_is_done_is_unfinished() -> None:
 
     with pytest.raises(Unfinished, match="not done"):
         drive(Never(writing("a", (("a", Note("a")),), set())(Fair()).system))
+
+
+@pytest.mark.parametrize("error", [Diverged(0, "next", "a", ["b"]), NotDeterministic(0, ["a"], ["b"])])
+def test_a_run_that_cannot_be_repeated_is_no_counterexample(error: Exception) -> None:
+    class Breaks(Case):
+        def stepped(self) -> None:
+            raise error
+
+    with pytest.raises(type(error)):
+        explore(lambda source: Breaks(writing("a", (("a", Note("a")),), set())(source).system), Fair(), 1)
+
+
+def test_word_of_an_end_that_comes_after_the_end_of_who_watches_is_a_dead_letter() -> None:
+    journal, system = Journal(), SimulatedSystem(Fair())
+    for name in ("watcher", "watched"):
+        system.spawn(Scribe(journal), name)
+    system.watch("watcher", "watched")
+    system.send("watched", Crash(1))
+    system.start()
+    assert system.run(lambda: system.network.num_notices == 1)
+    (watcher,) = (driver.cell for driver in system.drivers if driver.owner == "watcher")
+    watcher.vanish("killed")
+    system.run()
+    ((to, sender, message, reason),) = [msgspec.structs.astuple(each) for each in system.dead_letters.recent()][-1:]
+    assert (to, sender, message, reason) == (
+        "watcher",
+        "watched",
+        Down("watched", "failed: Boom"),
+        Reason.RECEIVER_GONE,
+    )
+    assert system.network.num_notices == 0
 
 
 def test_a_failure_that_nobody_planned_is_reported() -> None:
