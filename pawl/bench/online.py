@@ -138,7 +138,7 @@ async def _request(client: Client, path: str, body: bytes) -> Sample:
                 data = event_data(line)
                 if data is not None and data != DONE:
                     note(sample, _decoder.decode(data), time.perf_counter())
-    except (HttpError, OSError, msgspec.DecodeError) as error:
+    except (HttpError, OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         sample.error = f"{type(error).__name__}: {error}"
     if sample.error is None and sample.first is None:
         sample.error = "the answer had no output"
@@ -178,8 +178,11 @@ async def _served_model(client: Client, route: Route) -> str | None:
     """The name of the model that the server lists first; the native route needs none."""
     if route == "generate":
         return None
-    models = msgspec.json.decode(await client.read("GET", "/v1/models"))
-    return str(models["data"][0]["id"])
+    told = await client.read("GET", "/v1/models")
+    try:
+        return str(msgspec.json.decode(told)["data"][0]["id"])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        raise HttpError("/v1/models names no model: --model says which is meant") from None
 
 
 def make_bodies(plan: Plan, workload: Workload, model: str | None) -> list[bytes]:

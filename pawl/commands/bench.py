@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 TABLE_WIDTH = 100
 """Columns that the tables take."""
+MOST_PROMPTS = 1_000_000
+MOST_TOKENS = 50_000_000
+"""Of all prompts together: two gigabytes while they are made."""
+MOST_OF_ONE = (1 << 31) - 1
+"""What an engine may be asked for, and a token id be."""
 
 Run: TypeAlias = "Callable[[Callable[[int], None]], tuple[list[Sample], float]]"
 
@@ -75,6 +81,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the tables, write the file; 1 when a request failed."""
     workload = workload_of(arguments)
+    if arguments.json and (arguments.json.is_dir() or not os.access(arguments.json.parent, os.W_OK)):
+        raise UsageError(f"--json: nothing can be saved as {arguments.json}")
     summary, settings = (_offline if arguments.kind == "offline" else _online)(arguments, workload)
     _print(summary)
     if arguments.json:
@@ -96,6 +104,11 @@ def workload_of(arguments: argparse.Namespace) -> Workload:
     )
     if min(workload.num_prompts, workload.input_length, workload.output_length) < 1:
         raise UsageError("--num-prompts, --input-length and --output-length must be 1 or more")
+    if workload.num_prompts > MOST_PROMPTS or workload.num_prompts * workload.input_length > MOST_TOKENS:
+        text = f"--num-prompts may be {MOST_PROMPTS:,} at the most, and --input-length times as many {MOST_TOKENS:,}"
+        raise UsageError(f"{text}: all prompts are made first, and held")
+    if workload.output_length > MOST_OF_ONE:
+        raise UsageError(f"--output-length may be {MOST_OF_ONE:,} at the most")
     if not 0 <= workload.shared_prefix <= workload.input_length:
         raise UsageError(f"--shared-prefix must lie between 0 and --input-length ({workload.input_length})")
     return workload
@@ -129,8 +142,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     """The load of this command line. Raises UsageError for one that cannot be."""
     if arguments.concurrency < 1 or arguments.time_limit_s <= 0 or (arguments.rate is not None and arguments.rate <= 0):
         raise UsageError("--concurrency, --rate and --time-limit-s must be above zero")
-    if arguments.vocabulary_size < 2:
-        raise UsageError("--vocabulary-size must be 2 or more")
+    if not 2 <= arguments.vocabulary_size <= MOST_OF_ONE:
+        raise UsageError(f"--vocabulary-size must be 2 or more, and {MOST_OF_ONE:,} at the most")
     from pawl.bench.online import Plan
 
     return Plan(

@@ -14,8 +14,8 @@ import msgspec
 
 from pawl.actors.control import ROWS
 from pawl.actors.control_row import Parameter, Row, Who, parameters
-from pawl.commands.failures import UsageError
-from pawl.commands.remote import DEFAULT_URL, KEYS, Server, key_from
+from pawl.commands.failures import UsageError, printable
+from pawl.commands.remote import DEFAULT_URL, KEYS, Server, decoded, key_from
 
 PATIENCE_S = 30.0
 """How long the server may take beyond the time within which it answers."""
@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         reply = server.request(method, path + (f"?{query}" if query else ""), None, patience_s)
     else:
         reply = server.request(method, path, msgspec.json.encode(fields), patience_s)
-    sys.stdout.write(msgspec.json.format(reply, indent=2).decode() + "\n")
-    told = msgspec.json.decode(reply)
+    told = decoded(reply)
+    sys.stdout.write(printable(msgspec.json.format(reply, indent=2).decode()) + "\n")
     return int(isinstance(told, dict) and told.get("success") is False)
 
 

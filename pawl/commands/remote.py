@@ -15,6 +15,10 @@ from pawl.commands.failures import CommandFailed, UsageError
 
 TIMEOUT_S = 600.0
 """A server that says nothing for so long is taken for dead."""
+MOST_BYTES = 256 << 20
+"""Of one reply."""
+MOST_OF_LINE = 1 << 20
+"""Bytes that are read at a time of a reply that comes in pieces."""
 DEFAULT_URL = "http://127.0.0.1:30000"
 KEYS = ("PAWL_ADMIN_API_KEY", "PAWL_API_KEY")
 """Where a key is looked for that no flag names."""
@@ -54,9 +58,12 @@ class Server:
         try:
             connection.request(method, self.path + path, body, self.headers)
             response = connection.getresponse()
-            return response.status, response.read()
+            data = response.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise OSError(f"the reply has more than {MOST_BYTES >> 20} MiB")
+            return response.status, data
         except http.client.HTTPException as error:
-            raise OSError(f"no answer in HTTP: {error!r}") from error
+            raise _no_http(error) from error
         finally:
             connection.close()
 
@@ -91,28 +98,45 @@ class RemoteSpeaker:
             connection.request("POST", path, msgspec.json.encode(body), self._server.headers)
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
-                raise CommandFailed(f"the server says {response.status}: {problem(response.read())}")
-            for line in response:
+                raise CommandFailed(f"the server says {response.status}: {problem(response.read(MOST_OF_LINE))}")
+            while line := response.readline(MOST_OF_LINE):
                 data = event_data(line)
                 if data == DONE:
                     return
                 if data is not None:
                     yield _content(data)
+        except http.client.HTTPException as error:
+            raise _no_http(error) from error
         finally:
             connection.close()
 
     def _served_model(self) -> str:
         try:
             return str(msgspec.json.decode(self._server.request("GET", "/v1/models"))["data"][0]["id"])
-        except (msgspec.DecodeError, LookupError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as error:
             raise CommandFailed(f"no OpenAI server at {self._url}: {error}") from error
 
 
+def decoded(data: bytes) -> Any:
+    """A reply of JSON. Raises CommandFailed for what is none."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CommandFailed(f"the server's reply cannot be read as JSON: {error}") from None
+
+
+def _no_http(error: http.client.HTTPException) -> OSError:
+    return OSError(f"no answer in HTTP: {error!r:.200}")
+
+
 def _content(data: bytes) -> str:
-    event = msgspec.json.decode(data)
-    if "error" in event:
-        raise CommandFailed(f"the server ended the reply: {problem(data)}")
-    return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ()))
+    event = decoded(data)
+    try:
+        if "error" in event:
+            raise CommandFailed(f"the server ended the reply: {problem(data)}")
+        return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ()))
+    except (AttributeError, TypeError):
+        raise CommandFailed("the server sends what is no event of a chat") from None
 
 
 def problem(body: bytes) -> str:

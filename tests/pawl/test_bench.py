@@ -213,6 +213,12 @@ def test_the_command_prints_tables_and_writes_the_file(
         "online --concurrency 0",
         "online --vocabulary-size 1",
         "online --url ftp://x",
+        "online --num-prompts 1000001",
+        "offline --input-length 1000000000000000000000000000000",
+        "offline --output-length 2147483648",
+        "online --vocabulary-size 2147483648",
+        "offline --json /",
+        "online --json /nowhere/x.json",
     ],
 )
 def test_a_run_that_cannot_be_is_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]) -> None:

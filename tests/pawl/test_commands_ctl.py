@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 import pytest
@@ -10,6 +13,9 @@ import pytest
 from pawl.actors.control import ROWS, Ask
 from pawl.actors.control_row import Row, Who, parameters
 from pawl.cli import main
+from pawl.commands import remote
+from pawl.commands.failures import CommandFailed
+from pawl.commands.remote import RemoteSpeaker
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.limits import SetState
 from tests.pawl.fake_engine import Served
@@ -87,3 +93,70 @@ def test_where_no_server_is_one_line_says_so(capsys: pytest.CaptureFixture[str])
     assert main(["ctl", "loads", "--url", "http://127.0.0.1:9"]) == 1
     assert main(["ctl", "loads", "--url", "somewhere"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@contextmanager
+def stranger(answer: bytes) -> Iterator[str]:
+    """The URL of what answers each request so, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b"
+STRANGERS = {
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "nothing": b"",
+    "cut short": b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n{",
+    "a bad chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    "HTML": OK % (9, b"<p>hi</p>"),
+    "bytes": OK % (4, b'"\xff\xfe"'),
+    "depth": OK % (100_000, b"[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("what", STRANGERS)
+@pytest.mark.parametrize("words", ["ctl loads", "bench online"])
+def test_what_is_no_server_of_this_kind_is_told_in_one_line(
+    words: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stranger(STRANGERS[what]) as url:
+        assert main([*words.split(), "--url", url]) == 1
+    error = capsys.readouterr().err
+    assert [line for line in error.splitlines() if line.startswith("pawl: ")] == [error.splitlines()[-1]]
+
+
+EVENTS = (b"<p>", b"7", b'{"choices": [3]}', b"[[", b"[" * 100_000, b'"\xff"')
+STREAMS = [OK % (len(each) + 7, b"data: %b\n" % each) for each in EVENTS]
+
+
+@pytest.mark.parametrize("answer", [*STRANGERS.values(), *STREAMS])
+@pytest.mark.parametrize("model", ["m", None])
+def test_a_chat_with_a_stranger_fails_in_one_line_or_says_nothing(model: str | None, answer: bytes) -> None:
+    with stranger(answer) as url, suppress(OSError, CommandFailed):
+        assert "".join(RemoteSpeaker(url, None, model, {}, []).reply([])) == ""
+
+
+def test_a_reply_without_an_end_is_read_no_further_than_it_may_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "MOST_BYTES", 1 << 20)
+    with stranger(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (1 << 20) + b"{}") as url:
+        assert main(["ctl", "loads", "--url", url]) == 1
+    assert "more than 1 MiB" in capsys.readouterr().err
