@@ -30,9 +30,6 @@ class RowInUse(RuntimeError):
 
     def __init__(self, row: int, holder: int, newcomer: int) -> None:
         super().__init__(f"row {row} is opened for request {newcomer} while request {holder} holds it")
-        self.row = row
-        self.holder = holder
-        self.newcomer = newcomer
 
 
 class OutputsRefused(RuntimeError):

@@ -97,4 +97,3 @@ class InjectedCrash(Exception):
     def __init__(self, actor: str, moment: str) -> None:
         super().__init__(f"{actor} was made to fail {moment}")
         self.actor = actor
-        self.moment = moment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import msgspec
@@ -10,8 +11,9 @@ import pytest
 from pawl.actors.control import ROWS, Ask, Body, row_of
 from pawl.actors.control.cache import FLUSH_CACHE
 from pawl.actors.control.experts import DUMP_EXPERTS, STOP_EXPERTS
+from pawl.actors.control.process import CALL, FREEZE_GC, FROZEN, Call
 from pawl.actors.control.profiling import STOP_PROFILE, refused
-from pawl.actors.control.requests import ABORT, AbortRequests
+from pawl.actors.control.requests import ABORT, DRAIN, AbortRequests
 from pawl.actors.control.state import LOADS, STATE, GetState
 from pawl.actors.control_documents import DOCUMENT, document, main
 from pawl.actors.control_row import Needs, Row, Who, parameters
@@ -204,3 +206,51 @@ def test_an_abort_of_nobody_is_answered_at_once() -> None:
     desk.abort(rid="a")
     desk.abort()
     assert [reply.ok for reply in desk.replies] == [True, True, False]
+
+
+# ---- calls by name ----
+
+
+class Put:
+    """A gateway that keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, float]] = []
+
+    def ask(self, message: Any, answer: Any, timeout_s: float) -> int:
+        self.asked.append((message, timeout_s))
+        return 1
+
+
+def test_a_call_by_name_is_the_message_of_that_name_and_who_is_unknown_is_told_whom_there_are() -> None:
+    gateway, said = Put(), list[Reply]()
+
+    def call(method: str, parameters: dict[str, Any] | None = None) -> None:
+        CALL.put(gateway, Call(method, parameters), said.append)  # type: ignore[arg-type]
+
+    call("flush-cache", {"timeout": 2.5})
+    call("state")
+    assert gateway.asked == [(FlushCache(2.5), FLUSH_CACHE.patience_s + 2.5), (GetState(), STATE.patience_s)]
+    assert said == []
+    for unknown in ("flush", "pause (vLLM)", DRAIN.name, CALL.name):
+        call(unknown)
+    call("flush-cache", {"timeouts": 1.0})
+    known = sorted(row.name for row in ROWS if row.routes and row.command)
+    assert [reply.message for reply in said[:4]] == [
+        f"there is no method {name!r}; there are {', '.join(known)}"
+        for name in ("flush", "pause (vLLM)", DRAIN.name, CALL.name)
+    ]
+    assert said[4].message.startswith("flush-cache: ")
+    assert [reply.ok for reply in said] == [False] * 5
+    assert len(gateway.asked) == 2
+
+
+def test_what_lives_is_left_out_of_what_is_collected() -> None:
+    before = gc.get_freeze_count()
+    try:
+        outcome = FREEZE_GC.look(None, FREEZE_GC.message())  # type: ignore[arg-type]
+        assert (outcome.ok, outcome.message) == (True, FROZEN)
+        assert outcome.facts == {"frozen_objects": gc.get_freeze_count()}
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

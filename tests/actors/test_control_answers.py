@@ -280,6 +280,21 @@ def test_loads_of_replicas_are_numbered_in_their_order_and_shown_in_both_forms()
     assert (ranks.ok, ranks.message, ranks.body) == (False, "broken", {"ranks": [1, 2, 3]})
 
 
+def test_counts_of_replicas_are_added_place_by_place_also_where_they_are_equal_and_what_is_no_count_is_not() -> None:
+    mine = {"logical_count": [[1, 0], [2, 2]], "num_tokens": 3, "failed_steps": 0, "layers_with_experts": [0, 1]}
+    yours = {**mine, "logical_count": [[1, 5], [2, 0]], "failed_steps": 2}
+    both = DUMP_EXPERTS.merge([yes(**mine, num_experts_per_token=2), yes(**yours, num_experts_per_token=2)])
+    assert both.body == {
+        "logical_count": [[2, 5], [4, 2]],
+        "num_tokens": 6,
+        "failed_steps": 2,
+        "layers_with_experts": [0, 1],
+        "num_experts_per_token": 2,
+    }
+    moved = REBALANCE_EXPERTS.merge([yes(moved_experts=3, layers=1, imbalance_after=1.5)] * 2)
+    assert moved.body == {"moved_experts": 6, "layers": 2, "imbalance_after": 1.5}
+
+
 class Asked:
     """A gateway that keeps what it was asked to ask, and answers."""
 

@@ -11,13 +11,17 @@ from pawl.actors.control.memory import NOT_WAITING, SLEEP_BY_VLLM, SleepByVllm
 from pawl.actors.control.serving import PAUSE_BY_VLLM, PauseByVllm
 from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.control import Reply
-from pawl.actors.messages.generate import Output, Outputs
+from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.generate import Accepted, Output, Outputs, Refused
+from pawl.actors.names import NAMES
 from pawl.actors.recorder import Records
-from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.records import Answered
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort
+from pawl.loops.recovery import FAILED
 from tests.actors.test_gateway import World, done, submit
 
 
@@ -132,3 +136,30 @@ def test_a_sleep_goes_on_where_it_has_paused_whatever_came_of_it(works: bool, wa
     told += [] if was_paused else [answers(True)]
     assert told == ["IsSleeping", "Pause", *["ReleaseMemory"] * works, *["Continue"] * (not was_paused)]
     assert [reply.ok for reply in world.answers] == [works]
+
+
+ERROR = MemoryError()
+
+
+def test_a_message_that_has_failed_is_gone_on_with_or_costs_its_request_alone(world: World) -> None:
+    (first, second, third), (one, two, three) = world.open(submit("a"), submit("b"), submit("c"))
+    context, gateway = world.context, world.gateway
+    context.take_sent()
+    assert gateway.spares(None, ERROR)
+    assert gateway.spares(Outputs((Output(first, "x", (7,)),)), ERROR)
+    assert (one.take().text, one.refusal) == ("x", None)
+    assert gateway.spares(Refused(second, Cause.OVERLOADED, "full", 503), ERROR)
+    assert two.refusal is not None
+    assert (two.refusal.request, two.refusal.cause, two.refusal.message) == (second, Cause.INTERNAL, FAILED)
+    assert gateway.live() == (first, third)
+    assert gateway.spares(Accepted(third, 4), ERROR)
+    assert three.refusal is not None
+    assert gateway.live() == (first, third), "it ends when its scheduler has ended it"
+    aborts = [Sent(NAMES.scheduler, Abort((request,), Cause.INTERNAL), Lane.CONTROL) for request in (second, third)]
+    assert context.take_sent() in (aborts, aborts[1:])
+    stalled = Stalled(3.0)
+    assert gateway.spares(stalled, ERROR)
+    assert gateway.pace is stalled
+    assert not gateway.spares(submit("d"), ERROR)
+    assert gateway.contained is ERROR
+    gateway.check()

@@ -17,7 +17,12 @@ FORMS: dict[str, tuple[Any, Grammar]] = {
     "regex": ("a+", Grammar(GrammarKind.REGEX, "a+")),
     "ebnf": ('root ::= "a"', Grammar(GrammarKind.EBNF, 'root ::= "a"')),
     "choice": (["a", "b"], Grammar(GrammarKind.CHOICE, '["a","b"]')),
+    "structural_tag": ({"format": {}}, Grammar(GrammarKind.STRUCTURAL_TAG, '{"format":{}}')),
 }
+
+
+def test_each_field_has_its_form_here() -> None:
+    assert [*FORMS] == [*GrammarFields.__struct_fields__]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -41,9 +46,11 @@ def test_a_structure_without_its_ends_is_refused(structure: Any) -> None:
         tag_grammar({"structures": [structure], "triggers": ["<"]}, "tag")
 
 
-def test_a_structure_without_a_schema_is_any_object() -> None:
-    found = tag_grammar({"structures": [{"begin": "<", "end": ">"}], "triggers": ["<"]}, "tag")
-    content = {"type": "json_schema", "json_schema": {}}
+@pytest.mark.parametrize("schema", [{}, {"type": "null"}])
+def test_a_structure_has_its_schema_and_one_without_is_any_object(schema: dict[str, Any]) -> None:
+    given = {"schema": schema} if schema else {}
+    found = tag_grammar({"structures": [{"begin": "<", "end": ">", **given}], "triggers": ["<"]}, "tag")
+    content = {"type": "json_schema", "json_schema": schema}
     tags = [{"type": "tag", "begin": "<", "content": content, "end": ">"}]
     wanted = {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<"], "tags": tags}}
     assert (found.kind, json.loads(found.text)) == (GrammarKind.STRUCTURAL_TAG, wanted)

@@ -244,6 +244,7 @@ def test_a_call_that_fails_half_way_leaves_nothing_open_for_good(monkeypatch: py
     with pytest.raises(Broken):
         gateway.submit([Submit(request=0, rid="", text="x") for _ in range(3)], [Inbox() for _ in range(3)])
     assert gateway.live() == (1,), "this one is on its way, and ends"
+    assert gateway.num_contained == 1
     assert [sent.message for sent in context.take_sent()][-1] == Abort((1,), Cause.DISCONNECT, "")
     gateway.receive(Outputs((Output(1, "", (), done=done(Cause.DISCONNECT)),)))
     assert gateway.num_live == 0

@@ -77,3 +77,28 @@ def test_a_request_for_ids_alone_gets_no_text() -> None:
 def test_a_byte_decoder_needs_a_byte_table() -> None:
     with pytest.raises(ValueError, match="byte table"):
         ByteDecoder(wordpiece())
+
+
+@untimed
+@given(st.lists(st.integers(0, 8), max_size=12))
+def test_without_spaces_between_them_special_tokens_begin_anew_what_is_decoded(ids: list[int]) -> None:
+    vocabulary = wordpiece()
+    parts: list[list[int]] = [[]]
+    for before, token in zip([0, *ids], ids, strict=False):
+        if {before, token} <= vocabulary.special_ids:
+            parts.append([])
+        parts[-1].append(token)
+    tight = decoder_for(vocabulary, skip_special=False, spaces_between_special_tokens=False)
+    assert streamed(tight, ids) == "".join(vocabulary.decode(part, skip_special=False) for part in parts)
+    hidden = decoder_for(vocabulary, skip_special=True, spaces_between_special_tokens=False)
+    assert streamed(hidden, ids) == vocabulary.decode(ids, skip_special=True)
+
+
+def test_a_window_shows_what_it_has_as_soon_as_it_is_whole_or_too_long() -> None:
+    vocabulary = byte_level()
+    first, second = (vocabulary.tokenizer.token_to_id(letter) for letter in "Ã©")  # the bytes of é
+    (word,) = vocabulary.encode("hello", add_special=False).tolist()
+    decoder = WindowDecoder(vocabulary)
+    assert [decoder.push(token) for token in (word, first, second, word)] == ["hello", "", "é", "hello"]
+    assert [len(decoder.push(first)) for _ in range(MAX_WINDOW)] == [0] * (MAX_WINDOW - 1) + [MAX_WINDOW]
+    assert [decoder.push(first), decoder.push(word)] == ["", "\ufffdhello"]

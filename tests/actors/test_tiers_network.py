@@ -226,6 +226,11 @@ def test_a_reader_opens_nothing_but_the_pages_of_an_engine(tmp_path: Path, monke
     monkeypatch.setattr(shared_pages.os, "getpid", lambda: 1)
     with other.open() as file, pytest.raises(OSError, match="not the pages of an engine"):
         SharedReader(SharedMemory(process, file.fileno(), bytes(16)))
+    # Whatever has taken its place since it was looked at.
+    monkeypatch.setattr(shared_pages.os, "readlink", lambda _: f"/memfd:{shared_pages._NAME}")
+    for taken in ("/dev/zero", other):
+        with open(taken) as file, pytest.raises(OSError, match="not the pages that were offered"):
+            SharedReader(SharedMemory(process, file.fileno(), bytes(16) if taken != other else b"x" * 16))
 
 
 def test_pages_that_nobody_has_any_more_keep_no_file_open() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pawl.actors.messages.generate import Generate, Refused, Submit, TextOptions
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.tokenizer import Tokenizer
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
@@ -257,3 +258,39 @@ def test_a_text_of_as_many_of_the_longest_token_as_fit_is_read_and_one_character
     for more in ("x", "é"):  # whose last character has two bytes
         assert "at least" in refused(submit(text=text + more, sampling=limited(0))).message
     assert "at least" in refused(submit(text=text[:-1] + "é", sampling=limited(0))).message
+
+
+class Letters:
+    """A vocabulary of which each letter is a token."""
+
+    longest_token, num_embeddings = 1, 128
+
+    def __init__(self) -> None:
+        self.num_read = 0
+
+    def encode(self, text: str, add_special: bool) -> Any:
+        self.num_read += len(text)
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
+@pytest.mark.parametrize(("length", "refused_after"), [(36, None), (40, 40), (39, 39), (38, None), (4000, 40)])
+def test_of_a_text_that_is_too_long_no_more_is_read_than_shows_it(
+    length: int, refused_after: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of each slice of 4 two tokens are due to the cuts: after ten of them 40 tokens are more than 16 + 2 + 20.
+    monkeypatch.setattr("pawl.actors.tokenizer.SLICE_CHARACTERS", 4)
+    actor, letters = tokenizer(context_length=16), Letters()
+    actor._vocabulary = letters  # type: ignore[assignment]
+    if refused_after is None:
+        actor._check_slices("x" * length)
+    else:
+        with pytest.raises(InvalidRequest, match=rf"is 16 tokens\..* at least {refused_after} tokens") as caught:
+            actor._check_slices("x" * length)
+        assert (caught.value.cause, caught.value.param) == (Cause.TOO_LONG, "prompt")
+    assert letters.num_read == (refused_after or length)
+
+
+def test_a_prompt_of_too_many_ids_is_too_long_whichever_they_are() -> None:
+    for ids in ((3,) * (CONTEXT_LENGTH + 1), (1 << 20,) * (CONTEXT_LENGTH + 1)):
+        assert refused(submit(text=None, token_ids=ids)).cause is Cause.TOO_LONG
+    assert refused(submit(text=None, token_ids=(1 << 20,) * CONTEXT_LENGTH)).cause is Cause.INVALID
