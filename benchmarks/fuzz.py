@@ -32,7 +32,7 @@ from benchmarks.fuzz_wire import Ending, chunks, ending, retold, wrong_in
 from pawl.lifecycle.audit import Verdict
 
 PATIENCE_S = 120.0
-"""The first profile alone loads seconds of Python, on a loaded machine many."""
+"""Of one input, on a loaded machine."""
 CONTEXT = 256
 """Tokens of the server, so that an answer without a limit is short."""
 LEAVES_S = 2.0

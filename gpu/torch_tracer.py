@@ -1,6 +1,7 @@
-"""Records steps with torch.profiler, as Chrome traces (ui.perfetto.dev reads them).
+"""Records steps with PyTorch's profiler, as Chrome traces (ui.perfetto.dev reads them).
 
-The first `prepare` of a process imports much of PyTorch, for seconds, while the step waits for it.
+With the profiler itself: what `torch.profiler` wraps around it looks whether PyTorch has a compiler, and so loads it:
+seconds of Python during which a step, and the event loop, wait.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.autograd.profiler import profile, record_function
 
 from pawl.gpu.profiler import ProfileOptions, ProfileRefused
 
@@ -26,15 +27,17 @@ TAKEN = "another replica of this process is being profiled"
 
 
 class TorchTracer:
-    """`Tracer` by torch.profiler: operators and named steps on the host, kernels where there is a CUDA device."""
+    """`Tracer` by that profiler: operators and named steps on the host, kernels where there is a CUDA device."""
 
     def __init__(self) -> None:
-        self._profile: profile | None = None
+        self._profile: Any = None
+        """What records, if anything; the library has no types."""
+        self._options: ProfileOptions | None = None
         self._holds = False
 
     def check(self, options: ProfileOptions) -> None:
         """See `Tracer.check`."""
-        if not self._activities(options):
+        if not any(self._places(options)):
             raise ProfileRefused("activities: there is no CUDA device here; send CPU")
         folder = options.folder
         try:
@@ -44,33 +47,46 @@ class TorchTracer:
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ProfileRefused(f"output_dir: {existing} is no folder that this server may write")
 
-    def _activities(self, options: ProfileOptions) -> list[ProfilerActivity]:
-        found = [ProfilerActivity.CPU] if "CPU" in options.activities else []
-        if "GPU" in options.activities and torch.cuda.is_available():
-            found.append(ProfilerActivity.CUDA)
-        return found
+    def _places(self, options: ProfileOptions) -> tuple[bool, bool]:
+        """Whether the host is recorded, and a CUDA device."""
+        return "CPU" in options.activities, "GPU" in options.activities and torch.cuda.is_available()
 
     def prepare(self, options: ProfileOptions) -> None:
         """See `Tracer.prepare`."""
         if not _LIBRARY.acquire(blocking=False):
             raise ProfileRefused(TAKEN)
-        self._holds = True
+        self._holds, self._options = True, options
         try:
-            self._profile = profile(
-                activities=self._activities(options),
-                record_shapes=options.record_shapes,
-                with_stack=options.with_stack,
-                profile_memory="MEM" in options.activities,
-            )
-            self._profile.prepare_trace()
+            if options.warmup:
+                self._enter(options)
         except Exception:
             self._let_go()
             raise
 
     def begin(self) -> None:
         """See `Tracer.begin`."""
-        assert self._profile is not None
-        self._profile.start_trace()
+        assert self._options is not None
+        self._leave()
+        self._enter(self._options)
+
+    def _enter(self, options: ProfileOptions) -> None:
+        host, device = self._places(options)
+        made: Any = profile(
+            use_cpu=host,
+            use_device="cuda" if device else None,
+            record_shapes=options.record_shapes,
+            with_stack=options.with_stack,
+            profile_memory="MEM" in options.activities,
+        )
+        made.__enter__()
+        self._profile = made
+
+    def _leave(self) -> Any:
+        """Record nothing any more; what was recorded."""
+        taken, self._profile = self._profile, None
+        if taken is not None:
+            taken.__exit__(None, None, None)
+        return taken
 
     def span(self, name: str) -> AbstractContextManager[object]:
         """See `Tracer.span`."""
@@ -78,14 +94,13 @@ class TorchTracer:
 
     def end(self, path: Path) -> None:
         """See `Tracer.end`."""
-        taken, self._profile = self._profile, None
-        assert taken is not None
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what was launched belongs to its step
         try:
-            taken.stop_trace()
+            taken = self._leave()
         finally:
             self._let_go()
+        assert taken is not None
         # The library writes a file that everybody may read, if not for the folder.
         with tempfile.TemporaryDirectory() as folder, _private(path) as file:
             plain = Path(folder, "trace.json")
@@ -100,11 +115,8 @@ class TorchTracer:
 
     def abandon(self) -> None:
         """See `Tracer.abandon`."""
-        taken, self._profile = self._profile, None
-        if taken is not None:
-            with suppress(Exception):
-                taken.start_trace()
-                taken.stop_trace()
+        with suppress(Exception):
+            self._leave()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -188,6 +188,36 @@ def test_shapes_are_recorded_where_they_are_asked_for(tmp_path: Path) -> None:
     assert any(event.get("name") == "[memory]" for event in events)
 
 
+def test_steps_that_warm_up_are_not_in_the_file(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from pawl.gpu.torch_tracer import TorchTracer
+
+    profiler = Profiler(TorchTracer, tmp_path)
+    profiler.start(ProfileOptions(folder=tmp_path, name="p", num_steps=1, warmup=1))
+    for number in (7, 8):
+        with profiler.step(batch(number, "decode")), torch.profiler.record_function(f"inside {number}"):
+            torch.ones(4, 3) @ torch.ones(3, 5)
+    (path,) = profiler._files
+    names = {event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
+    assert {"step 8: decode", "inside 8"} <= names
+    assert "inside 7" not in names
+
+
+def test_a_profile_does_not_load_what_compiles_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    asked: list[str] = []
+
+    def spied(name: str) -> Any:
+        asked.append(name)
+        raise AttributeError(name)
+
+    for name in ("_inductor", "_dynamo"):
+        monkeypatch.delattr(torch, name, raising=False)
+    monkeypatch.setattr(torch, "__getattr__", spied)
+    recorded(tmp_path)
+    assert not {"_inductor", "_dynamo"} & set(asked)
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
@@ -216,13 +246,13 @@ def test_a_folder_whose_name_the_system_does_not_take_is_refused(tmp_path: Path)
 
 
 class Library:
-    """In the place of torch.profiler's, which is one for the process."""
+    """In the place of PyTorch's, which is one for the process."""
 
     def __init__(self, **_: object) -> None: ...
 
-    def prepare_trace(self) -> None: ...
+    def __enter__(self) -> None: ...
 
-    start_trace = stop_trace = prepare_trace
+    def __exit__(self, *_: object) -> None: ...
 
 
 def test_one_of_several_replicas_of_a_process_is_profiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
