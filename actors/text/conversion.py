@@ -128,7 +128,7 @@ def _merges_from_scores(
             f"a token of the GGUF file has {len(longest)} characters, of at most {LONGEST_PIECE}"
         )
     pieces = {token for token, kind in zip(tokens, types, strict=True) if kind == TOKEN_NORMAL}
-    joined = [i for i, token in enumerate(tokens) if types[i] == TOKEN_NORMAL and len(token) > 1]
+    joined = [i for i, kind in enumerate(types) if kind == TOKEN_NORMAL]
     joined.sort(key=lambda i: -scores[i])
     merges: list[tuple[str, str]] = []
     for index in joined:

@@ -42,8 +42,6 @@ class StorageUnusable(Exception):
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder} cannot be used as page storage: {reason}")
-        self.folder = folder
-        self.reason = reason
 
 
 class Disk(Protocol):

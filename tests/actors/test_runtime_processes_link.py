@@ -71,6 +71,17 @@ def test_a_lost_message_is_the_loss_of_its_process_and_nothing_after_it_is_heard
     assert between.wait_for("y", "settled") == ["started", Say(0), "settled"]
 
 
+def test_a_message_for_an_actor_that_is_not_here_is_a_dead_letter_and_costs_nobody_more(between: Between) -> None:
+    link = between.b.links["a"]
+    link.receive(written(Post("x", "z", int(Lane.DATA), 1, False)))
+    (letter,) = between.b.dead_letters.recent()
+    assert (letter.to, letter.sender, letter.reason) == ("a", "x", Reason.UNKNOWN_RECEIVER)
+    between.a.send("y", Say(1))
+    between.deliver().b.start()
+    assert between.wait_for("y", "settled") == ["started", Say(1), "settled"]
+    assert between.lost == []
+
+
 def test_a_message_of_too_many_arrays_is_a_dead_letter_and_costs_nobody_more(
     between: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:

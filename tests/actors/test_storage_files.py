@@ -210,19 +210,31 @@ def test_a_disk_that_fails_again_and_again_is_only_read_from_then_on() -> None:
     assert files.get(key(200)) is not None
 
 
-def test_a_folder_that_cannot_be_listed_costs_its_own_pages_alone() -> None:
+@pytest.mark.parametrize("folder", [0, 1])
+def test_a_folder_that_cannot_be_listed_costs_its_own_pages_alone(folder: int) -> None:
     disk = MemoryDisk()
     written = store(Path("/nowhere"), disk=disk)
-    keys = [bytes([first]) * KEY_BYTES for first in (1, 2)]
+    keys = [bytes([first]) * KEY_BYTES for first in (folder, 2)]
     for each in keys:
         written.put(each, block(0))
     listed = iter(range(256))
-    disk.fault = lambda operation: "error" if operation == "names" and next(listed) == 1 else None
+    disk.fault = lambda operation: "error" if operation == "names" and next(listed) == folder else None
     again = store(Path("/nowhere"), disk=disk)
     with capture_logs() as lines:
         assert again.scan() == keys[1:]
     assert again.errors == 1
-    assert [(line["what"], line["path"]) for line in lines] == [("list", str(again.folder / "01"))]
+    assert [(line["what"], line["path"]) for line in lines] == [("list", str(again.folder / f"0{folder}"))]
+
+
+def test_a_file_that_cannot_be_removed_is_an_error_that_is_counted_and_stops_nobody() -> None:
+    disk = MemoryDisk()
+    files = store(Path("/nowhere"), pages=1, disk=disk)
+    files.put(key(1), block(1))
+    disk.fault = lambda operation: "error" if operation == "remove" else None
+    with capture_logs() as lines:
+        assert files.put(key(2), block(2)) == [key(1)]
+    assert ([line["what"] for line in lines], files.errors) == (["remove"], 1)
+    assert (key(1) in files, key(2) in files) == (False, True)
 
 
 def test_a_broken_disk_has_a_line_for_its_first_failure_and_few_for_many() -> None:

@@ -56,7 +56,7 @@ OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
     ast.FloorDiv: ("//", "*"),
 }
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
-COMMUTATIVE = {"np.minimum", "np.maximum", "np.array_equal", "np.union1d"}
+COMMUTATIVE = {"np.minimum", "np.maximum", "np.array_equal", "np.union1d", "suppress"}
 ORDER_IS_A_TYPE = {"isinstance", "getattr", "setattr", "hasattr", "cast", "issubclass", "zip"}
 """Calls whose first two arguments cannot be swapped: their types differ, or the pairs only change sides."""
 
