@@ -163,7 +163,11 @@ class Fleet:
         """Its clients have had all."""
         parting = self._parting.pop(message.replica, None)
         if parting is not None:
-            self._starter.end(parting.names)
+            try:
+                self._starter.end(parting.names)
+            except Exception:
+                self._parting[message.replica] = parting  # it is ended when this is heard again
+                raise
 
     def _left(self, replica: Replica) -> None:
         """It leaves: it is none of these any more. What it has goes on in others."""

@@ -100,14 +100,14 @@ class Links:
     def _lost(self, link: _Link, message: LinkLost) -> None:
         pair = link.prefiller.replica, link.decoder.replica
         log.error("two replicas have lost each other", prefill=pair[0], decode=pair[1], reason=message.reason)
-        was_up = link.up
-        link.met.clear()
-        if was_up:
+        if link.up:
             self._turned(*pair, False)
-        # What else is said of this attempt is of no interest.
-        link.attempt = self._number()
+        link.met.clear()
+        attempt = self._number()
         self._send(message.peer, EndPeer(message.linker, message.reason))
-        self._actor.context.after(AGAIN_S, LinkAgain(link.attempt))
+        self._actor.context.after(AGAIN_S, LinkAgain(attempt))
+        # What else is said of the attempt before is of no interest. Last: until here all is done again if it fails.
+        link.attempt = attempt
 
     def _send(self, linker: str, message: AwaitPeer | JoinPeer | EndPeer) -> None:
         self._actor.context.send(linker, message, Lane.CONTROL)

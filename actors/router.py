@@ -53,17 +53,17 @@ _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 ForFront: Any = Opened | StepTokens | Refused | Reply
-Repeatable: Any = (
-    StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | PlaceAgain | LookAgain | LeaveNow | Drain
-)
+AboutReplicas: Any = FromLinker | LinkAgain | Parted | LeaveNow | LookAgain | PlaceAgain
+Repeatable: Any = StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | Drain | AboutReplicas
 """What may be handled again where it failed half-way."""
-AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain | Parted | LeaveNow | LookAgain
+ReplicasChange: Any = ReplicaUp | ReplicaFailed | Down
+"""What may not: a replica would be started twice, or counted so."""
 
 
 class Router(Actor):
     """Every open request, and the replicas that are not lost."""
 
-    accepts: Any = FromFront | ForFront | FromReplica | Down | AskExpired | AboutReplicas | PlaceAgain
+    accepts: Any = FromFront | ForFront | FromReplica | AskExpired | AboutReplicas | ReplicasChange
     roams = True
 
     def __init__(

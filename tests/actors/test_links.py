@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pawl.actors import links
 from pawl.actors.linker import Linker
 from pawl.actors.links import AGAIN_S
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, ForgetSender, PrefillerDown, PrefillerUp
@@ -27,6 +29,7 @@ from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.tiers.hand_over_client import HandOverClient
+from tests.actors.raising import Strike, each_struck
 
 D, P, Q = names_of(0, DECODE), names_of(1, PREFILL), names_of(2, PREFILL)
 WHY = "it was silent"
@@ -178,3 +181,39 @@ def test_nothing_is_said_of_a_peer_that_the_router_has_ended() -> None:
         made.receive(late)
     assert dials.asked[-1] == ("end", P.linker, WHY)
     assert context.take_sent() == []
+
+
+class Pair:
+    """Two replicas are linked, lose each other and are linked again."""
+
+    def __init__(self, strike: Strike) -> None:
+        router = Router(RoundRobin(4), [D, P], Starts(), linked=True)
+        context = ManualContext(router, "router")
+        self.known: list[str] = []
+        """What the decode replica hears of the other, each time that it is another word."""
+        for _ in range(2):
+            (asked, *_) = [message for message in context.take(P.linker) if isinstance(message, AwaitPeer)]
+            for message in (
+                PeerAddress(P.linker, D.linker, asked.attempt, "ipc://there"),
+                Linked(P.linker, D.linker, asked.attempt),
+                Linked(D.linker, P.linker, asked.attempt),
+                LinkLost(D.linker, P.linker, asked.attempt, WHY),
+                LinkLost(P.linker, D.linker, asked.attempt, WHY),
+            ):
+                strike.deliver(router, message)
+                self.known += [type(told).__name__ for told in context.take(D.scheduler)]
+            timers, context.timers = context.timers, []
+            for timer in timers:
+                strike.deliver(router, timer.message)
+
+
+def test_an_exception_at_any_line_of_links_costs_no_link() -> None:
+    def told(life: Pair) -> list[str]:
+        """A second word of the same says nothing new."""
+        return [word for word, _ in groupby(life.known)]
+
+    whole = ["PrefillerUp", "PrefillerDown"] * 2
+    assert told(Pair(Strike(()))) == whole
+    tried = list(each_struck((links,), Pair))
+    assert len(tried) > 20
+    assert [name for name, life in tried if told(life) != whole] == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pawl.actors.control import Ask
 from pawl.actors.control.scaling import ScaleReplicas
 from pawl.actors.messages.control import Reply
@@ -145,6 +147,22 @@ def test_one_that_leaves_gets_nothing_more_and_is_ended_when_its_last_client_has
     assert starts.ended == []
     router.receive(Parted(1))
     assert (starts.ended, starts.given_up, sorted(router.replicas)) == ([1], [], [0])
+
+
+def test_one_that_could_not_be_ended_at_once_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, context, starts = routed(2)
+    scale(router, context, 1)
+    (left,) = router.fleet._parting
+    whole = starts.end
+
+    def fails_once(names: Names) -> None:
+        monkeypatch.setattr(starts, "end", whole)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(starts, "end", fails_once)
+    for _ in range(2):
+        context.deliver(Parted(left))
+    assert (starts.ended, router.num_contained) == ([left], 1)
 
 
 def test_what_one_that_leaves_has_after_its_time_goes_on_in_another_with_all_tokens() -> None:

@@ -100,7 +100,7 @@ APART = (
         "auxiliary_conservation",
         "",
         "Both sides of a link say that it is lost, and two attempts at another one begin.",
-        Edit(Links._lost, "link.attempt = self._number()", "pass"),
+        Edit(Links._lost, "attempt = self._number()", "attempt = link.attempt"),
     ),
     _mutant(
         "checksum_is_not_compared",
