@@ -101,7 +101,7 @@ _MESSAGES = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def _handed(now: float, name: str, message: object) -> str:
-    return _MESSAGES.encode((now, name, type(message).__name__, message)).decode()
+    return _from_here(_MESSAGES.encode((now, name, type(message).__name__, message)).decode())
 
 
 def _said(replica: SimulatedReplica) -> Iterator[str]:
@@ -165,8 +165,13 @@ def _unconfigured(record: Record) -> Record:
 
 
 def _line(value: object) -> str:
-    """As a record is written, and columns of numbers as their bytes. Names of files are from this folder."""
-    return repr(msgspec.msgpack.decode(ENCODER.encode(value))).replace(str(Path.cwd()), ".")
+    """As a record is written, and columns of numbers as their bytes."""
+    return _from_here(repr(msgspec.msgpack.decode(ENCODER.encode(value))))
+
+
+def _from_here(text: str) -> str:
+    """With names of files from this folder."""
+    return text.replace(str(Path.cwd()), ".")
 
 
 def runs_of(place: Place) -> tuple[Result, list[Shown]]:
