@@ -10,20 +10,18 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from pawl.lifecycle.properties.monitor import Monitor
-from pawl.lifecycle.records import DECODER, ENCODER, RECORD_TYPES, Record
+from pawl.lifecycle.records import DECODER, ENCODER, Record
 from tests.lifecycle.canaries import STORY
 from tests.lifecycle.cutting import cut, moments
+from tests.lifecycle.plain import plain
 from tests.lifecycle.test_properties import ALL, CHECKPOINTS
 from tests.lifecycle.test_properties_beginning import SOUND
 from tests.loops.test_replay import record_run
@@ -35,34 +33,6 @@ LOOKS = 2
 """At what is kept, in each run."""
 FORGED = 40
 """Forgeries of one run."""
-
-
-_PLAIN = frozenset({type(None), bool, float, str, bytes})
-
-
-def plain(thing: Any, above: tuple[int, ...] = ()) -> Any:
-    """All that a thing keeps, and what it keeps keeps, as values that msgpack can hold."""
-    kind = type(thing)
-    if kind in _PLAIN:
-        return thing
-    if kind is int:
-        return thing if abs(thing) < 1 << 63 else str(thing)
-    if kind in RECORD_TYPES:
-        return ENCODER.encode(thing)
-    if isinstance(thing, np.ndarray | np.generic):
-        return thing.dtype.str, thing.shape, thing.tobytes()
-    if isinstance(thing, dict):
-        return [(plain(key, above), plain(value, above)) for key, value in thing.items()]
-    if isinstance(thing, set | frozenset):
-        return sorted(repr(plain(each, above)) for each in thing)
-    if isinstance(thing, list | tuple | deque):
-        return [plain(each, above) for each in thing]
-    if isinstance(thing, msgspec.Struct):
-        return kind.__name__, [plain(getattr(thing, name), above) for name in thing.__struct_fields__]
-    if isinstance(thing, Enum) or callable(thing) or id(thing) in above:
-        return f"{kind.__name__} {thing}" if isinstance(thing, Enum) else kind.__name__
-    names, inner = {*getattr(thing, "__dict__", ()), *getattr(kind, "__slots__", ())}, (*above, id(thing))
-    return kind.__name__, [(name, plain(getattr(thing, name, None), inner)) for name in sorted(names)]
 
 
 def runs() -> Iterator[Sequence[Record]]:
