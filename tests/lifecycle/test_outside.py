@@ -17,7 +17,7 @@ from pawl.lifecycle.outside import events, recorder
 from pawl.lifecycle.outside.events import EventReader
 from pawl.lifecycle.outside.places import Places
 from pawl.lifecycle.outside.properties import outside_properties
-from pawl.lifecycle.records import Closed
+from pawl.lifecycle.records import ENCODER, Closed
 from pawl.lifecycle.trace.reader import Damage, DamageKind
 
 Line = dict[str, Any]
@@ -320,6 +320,15 @@ def test_what_is_said_of_a_run_in_which_one_thing_is_another_stays_as_it_is(tmp_
     said = [judged(tmp_path, lines).text().replace(str(tmp_path), ".") for lines in forged]
     assert len(said) > 400
     assert hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest() == "11b8e0da109a5fe3", "\n\n".join(said)
+
+
+def test_what_is_recorded_of_known_runs_stays_as_it_is(tmp_path: Path) -> None:
+    path, made = tmp_path / "run.jsonl", b""
+    for lines in (RUN, *(lines for lines, *_ in WRONG.values()), *(changed(at, time=9.5) for at in range(len(RUN)))):
+        path.write_bytes(written(lines))
+        reader = EventReader(path)
+        made += ENCODER.encode(list(reader)) + repr(reader.damage).encode()
+    assert hashlib.blake2b(made, digest_size=8).hexdigest() == "39fce7c3218a4bcd"
 
 
 def test_how_far_a_file_is_read_is_known_at_each_line(tmp_path: Path) -> None:

@@ -97,3 +97,42 @@ def test_a_run_is_being_written_while_its_writer_lives_and_one_that_has_gone_is_
     made.close()
     assert not writer.being_written(made.path)
     assert not writer.being_written(tmp_path / "gone")
+
+
+def test_how_far_a_trace_is_read_is_known_at_each_block(tmp_path: Path) -> None:
+    file = TraceWriter(tmp_path, PLENTY)
+    sizes = []
+    for number in range(4):
+        before = sum(each.stat().st_size for each in file.path.iterdir())
+        file.append(Digest(number, number))
+        file.flush()
+        sizes.append(sum(each.stat().st_size for each in file.path.iterdir()) - before)
+    file.close()
+    reader = TraceReader(tmp_path)
+    whole = sum(each.stat().st_size for each in reader.files)
+    assert reader.share == 0.0
+    shares = [reader.share for _ in reader.blocks()]
+    assert shares[-1] == reader.share <= 1.0
+    steps = [round((now - before) * whole) for before, now in zip([0.0, *shares], shares, strict=False)]
+    assert len(set(steps)) == 1
+    assert 0 < whole - sum(steps) < steps[0]
+
+
+def test_a_file_that_somebody_else_deletes_meanwhile_is_room_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = TraceWriter(tmp_path, PLENTY)
+    for number in (1, 2, 3):
+        (made.path / f"trace-{number:06}.pawl").write_bytes(b"old")
+
+    def was_there(path: Path) -> bool:
+        os.remove(path)
+        return True
+
+    made._limit = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "trace_files", lambda run: sorted(run.glob("trace-*")))
+        patched.setattr(Path, "is_file", was_there)
+        made._make_room()
+    assert [each.name for each in made.path.iterdir()] == ["trace-000003.pawl"]
+    made.close()
