@@ -1,8 +1,8 @@
 """What a loop does that fails in any of its functions, and goes on: digests, kept in `failures.txt`.
 
 One run meets all that a loop can be asked for. It is run once for each of a sample of the functions of the loop, of
-memory and of what is recorded, with an exception as that is called for the second time. A change of what is done then,
-or of what is recorded, told or left, shows. Where it is meant:
+memory and of what is recorded, with an exception as that is called for the second time; for some of them at more calls.
+A change of what is done then, or of what is recorded, told or left, shows. Where it is meant:
 
     python -m tests.loops.failures         write failures.txt
 """
@@ -62,10 +62,24 @@ AT_WORK = (
     "pawl.lifecycle.requests",
 )
 NOTHING = "nothing"
-ALSO = ("BatchBuilder.close", "Ledger.prepare", "Journal.planned", "Journal.committed", "Requests.gave_way")
-"""Where what is half done is more than elsewhere."""
-SAMPLE = 4
+SAMPLE = 8
 """One function of so many."""
+OFTEN = {
+    name: hits
+    for hits, names in {
+        (1, 4, 9): (
+            "BatchBuilder.close",
+            "Ledger.prepare",
+            "Journal.planned",
+            "Requests.gave_way",
+            "UnifiedPlanner.plan",
+        ),
+        (2, 6, 12): ("Memory.admit", "Memory.promise", "RequestTable.complete", "Memory.slide", "Journal.committed"),
+        (2, 5): ("Queues.retract", "Loop.glance", "Requests.leave", "Journal.moved", "RemotePrefill.lost"),
+    }.items()
+    for name in names
+}
+"""Where more is half done than elsewhere -> at which calls."""
 PROMPT, BELOW = list(range(100, 114)), list(range(50, 63))
 
 
@@ -235,8 +249,8 @@ class Failed(Exception):
     """Planted."""
 
 
-def functions() -> dict[str, tuple[type, str]]:
-    """A sample of those that may fail, by name."""
+def functions() -> dict[str, tuple[type, str, int]]:
+    """A sample of those that may fail, and at which call, by name."""
     found = {}
     for name in sorted(name for name in sys.modules if name.startswith(AT_WORK)):
         kinds = [
@@ -244,18 +258,17 @@ def functions() -> dict[str, tuple[type, str]]:
         ]
         for kind in kinds:
             found |= {f"{kind.__name__}.{each}": (kind, each) for each, does in vars(kind).items() if _may_fail(does)}
-    return {
-        name: each for name, each in sorted(found.items()) if name in ALSO or zlib.crc32(name.encode()) % SAMPLE == 0
-    }
+    sampled = {name: (2,) for name in found if zlib.crc32(name.encode()) % SAMPLE == 0} | OFTEN
+    return {f"{name}@{hit}": (*found[name], hit) for name, hits in sorted(sampled.items()) for hit in hits}
 
 
 def _may_fail(does: object) -> bool:
     return isfunction(does) and not does.__name__.startswith(("__", "check", "snapshot", "restore"))
 
 
-def run(kind: type | None = None, name: str = "") -> str | None:
-    """A digest of what is done; with an exception in this function, None where that is not called so often."""
-    left, made = 2, []
+def run(kind: type | None = None, name: str = "", hit: int = 0) -> str | None:
+    """A digest of what is done; with an exception at this call of a function, None where there is none."""
+    left, made = hit, []
 
     def failing(*arguments: Any, **named: Any) -> Any:
         nonlocal left

@@ -34,7 +34,7 @@ from tests.mutants.mutant import Edit, Group, Mutant, planted
 
 Ways = Callable[[int], Strategy]
 
-NUM_SAMPLED = 36
+NUM_SAMPLED = 30
 NIGHTLY = settings().max_examples > 1000
 
 
