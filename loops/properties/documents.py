@@ -40,7 +40,8 @@ LIFECYCLE: dict[str, str] = {
     "abort_is_total": "",
     "incarnation": "equal ids of clients: by the gateway's tests",
     "bounded_progress": "deadlines: in simulated runs",
-    "bounded_gaps": "that steps take what they are expected to: by its tests, on machines of given costs",
+    "bounded_gaps": "what steps take, as the loop learns it: in simulated runs, by an account of all of them; that "
+    "they take as much: by its tests, on machines of given costs",
     "fault_isolation": "outputs of others: by the four properties of outputs",
     "admission_is_monotone": "starvation under a policy's order: `bounded_overtaking` in simulated runs",
     "drafts_in_bounds": "whether a draft is right: by what the request gets",
@@ -85,7 +86,8 @@ OF_RUNS: dict[str, str] = {
     "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
     "above the least busy.",
     "scaling": "The number of replicas stays within its bounds. It changes, of itself, exactly when there were enough "
-    "open requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone.",
+    "open requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone. "
+    "Of those that are too many those leave that have the fewest requests.",
 }
 """What only simulated runs are held to, by `pawl.testing`: name -> statement, as the docstring of its class has it."""
 GROUPS: dict[str, dict[str, str]] = {"Memory": MEMORY, "Lifecycle": LIFECYCLE, "Outputs": OUTPUTS, "Control": CONTROL}

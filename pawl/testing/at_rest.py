@@ -34,7 +34,7 @@ from pawl.testing.clients import GONE, LEFT, Client
 from pawl.testing.counted import check_counted
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.named import may_end
-from pawl.testing.pairs import check_pairs
+from pawl.testing.pairs import check_pairs, unlinked
 from pawl.testing.profiles import profile_at_rest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class EndChecks:
         check_agreement(run, refused=self._weights_refused)
         gone = {name for replica in run.replicas if replica.lost or replica.left for name in replica.names.own}
         actors = {name: actor for name, actor in run.actors.items() if name not in gone}
-        for left in (*open_books(actors), *needless_timers(run.system)):
+        for left in (*open_books(actors), *needless_timers(run.system), *unlinked(run)):
             raise PropertyFailed("auxiliary_conservation", f"at rest: {left}")
         for replica in run.replicas:
             if not replica.lost:

@@ -69,6 +69,7 @@ KEPT: dict[str, str] = {
     "Totals.ended": _TOTALS,
     "TraceLosses._given_up": "a bounded number of names; what they said may still come",
     "TraceSink._batch": _SETTLES,
+    "TimelyScheduler._reminders": _RUN,
     "WatchedRouter.ages": _RUN,
     "WatchedRouter._came_at": _RUN,
     "WeightQuestions._snapshot": "weights to compare with, until the next snapshot",

@@ -1,15 +1,18 @@
 """What prefill and decode replicas know of each other's work, at a moment when nothing is on its way between any two
-actors: then a prefill that is waited for is at work, and one that is at work is waited for."""
+actors: then a prefill that is waited for is at work, and one that is at work is waited for; and two that have lost each
+other are to be linked again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pawl.actors.names import DECODE, PREFILL
+from pawl.actors.messages.links import LinkAgain
+from pawl.actors.names import DECODE, PREFILL, ROUTER
 from pawl.testing.expectations import PropertyFailed
 
 if TYPE_CHECKING:
+    from pawl.testing.cluster import Cluster
     from pawl.testing.replica import SimulatedReplica
 
 
@@ -42,3 +45,13 @@ def _sent_by(replica: SimulatedReplica) -> set[tuple[str, str, int]]:
     schedulers = {storage: scheduler for scheduler, storage in desk._storages.items()}
     under_way = [(schedulers.get(job.storage, job.storage), job.ticket) for job in storage.outgoing._jobs.values()]
     return {(names.detokenizer, *each) for each in (*desk._jobs, *under_way)}
+
+
+def unlinked(run: Cluster) -> Iterator[str]:
+    """Pairs of replicas that have no link, and that nobody tries to link again, in words."""
+    links = None if run.router is None else run.router.fleet.prefillers._links
+    timed = [each for driver in run.system.drivers if driver.cell.name == ROUTER for each in driver.cell.timed()]
+    again = {each.attempt for each in timed if isinstance(each, LinkAgain)}
+    for (prefiller, decoder), link in () if links is None else links._links.items():
+        if not link.up and link.attempt not in again:
+            yield f"replicas {prefiller} and {decoder} have lost each other, and nobody links them again"

@@ -29,6 +29,7 @@ from pawl.memory.prefix.select import KINDS
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.caches import watch_cache, watch_room
+from pawl.testing.costs import watch_times
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import Model, SimulatedDevice, storage_of
 from pawl.testing.ordering import watch_policy
@@ -148,6 +149,7 @@ class SimulatedReplica:
         for part in own_parts(self.scheduler.loop):
             part.report = self._system.report
         watch_policy(self.scheduler.loop, report)
+        watch_times(self.scheduler.loop, report)
         memory, config = self.scheduler.loop.memory, self.scheduler.config
         cache = memory.cache
         if KINDS[config.cache].ordered and not isinstance(cache, Checked):

@@ -194,7 +194,8 @@ def rule_of(shape: Shape) -> Rule:
 
 class WatchedScaling:
     """The number of replicas stays within its bounds. It changes, of itself, exactly when there were enough open
-    requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone."""
+    requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone. Of those
+    that are too many those leave that have the fewest requests."""
 
     name = "scaling"
 
@@ -244,7 +245,9 @@ class WatchedRouter(Router):
         self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report, *, linked: bool
     ) -> None:
         super().__init__(WatchedPlacement(shape, report), replicas, starter, rule=rule_of(shape), linked=linked)
-        self.fleet.size.decide = WatchedScaling(report).scaled
+        size = self.fleet.size
+        size.decide, self._dismiss = WatchedScaling(report).scaled, size._dismiss
+        size._dismiss = self._dismissed  # type: ignore[method-assign]
         self._report = report
         self._to_end: frozenset[int] = frozenset()
         """Requests that it was told to abort."""
@@ -284,6 +287,17 @@ class WatchedRouter(Router):
             self._report("observability_conservation", text, request)
         super()._place(routed, message)
         self.ages[request, routed.replica] = message.age_s
+
+    def _dismissed(self) -> None:
+        """Those that leave, as they are too many, have no more requests than any that stays."""
+        before = self.fleet.loads()
+        self._dismiss()
+        taking = {load.replica for load in self.fleet.loads()}
+        least = min((load.num_open for load in before if load.replica in taking), default=NEVER)
+        for load in before:
+            if load.replica not in taking and load.num_open > least:
+                text = f"replica {load.replica} leaves with {load.num_open} open requests, and one with {least} stays"
+                self._report("scaling", text, None)
 
     def _take(self, message: Generate) -> None:
         super()._take(message)

@@ -11,10 +11,12 @@ from pawl.actors.control import Ask
 from pawl.actors.runtime.actor import places_of
 from pawl.actors.scheduler import Scheduler
 from pawl.lifecycle.limits import Limits
+from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.requests import RequestInfo
-from pawl.loops.intake import Outcome
+from pawl.loops.intake import Order, Outcome, WaitEnds
 from pawl.loops.orders.limits import SetState, SlowDown
-from pawl.loops.orders.requests import Abort, CheckDeadlines
+from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll
+from pawl.loops.orders.sessions import ExpireSession
 from pawl.loops.properties.state import name_of
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation, raised_behind
@@ -24,7 +26,8 @@ from pawl.testing.reuse import left_in_row
 class TimelyScheduler(Scheduler):
     """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines, and
     every one that it is told to end, when it has been told; and must have no step in flight when it tells what is to be
-    told after them; and whose limits change as they are set, and not otherwise. What its loop breaks fails the run."""
+    told after them; and whose limits change as they are set, and not otherwise; and that is reminded of all that ends
+    by time: a drain, a session that is not used, an order that waits. What its loop breaks fails the run."""
 
     report: Callable[[str, str, int | None], None]
     refused = False
@@ -34,6 +37,8 @@ class TimelyScheduler(Scheduler):
         super().__init__(*arguments, **settings)
         self._told_after: dict[int, int] = {}
         """Who is told once a step has come back -> the step."""
+        self._reminders: set[Order] = set()
+        """All that were ever ordered for later."""
 
     def violated(self, violation: MemoryViolation) -> None:
         super().violated(violation)
@@ -68,9 +73,29 @@ class TimelyScheduler(Scheduler):
             self._told_after[number] = self.loop.in_flight[-1].step
             self._check_told()
 
+    def remind(self, delay_s: float, order: Order) -> None:
+        super().remind(delay_s, order)
+        self._reminders.add(order)
+
     def settled(self) -> None:
         super().settled()
         self._check_told()
+        self._check_reminded()
+
+    def _check_reminded(self) -> None:
+        if self.num_contained:
+            return  # what failed in between may have been that
+        intake = self.intake
+        for number in intake.waiting:
+            if WaitEnds(number) not in self._reminders:
+                self.report("quiescent_flush", f"order {number} waits for rest, and nothing will end that", None)
+        if intake.draining and EndAll() not in self._reminders:
+            self.report("bounded_progress", "the engine drains, and nothing ends what is left after its grace", None)
+        for session in self.loop.requests.sessions.by_name.values():
+            waits = session.phase is SessionPhase.OPEN and session.timeout_s and not session.live
+            if waits and ExpireSession(session.name, session.num_uses) not in self._reminders:
+                text = f"session {session.name!r} is to end when it was not used for a while, and nothing ends it"
+                self.report("session_atomicity", text, None)
 
     def _check_told(self) -> None:
         told = [number for number in self._told_after if number not in self._askers]

@@ -130,4 +130,11 @@ APART = (
         "Pages that continue what the device has are counted from the beginning of the prompt.",
         Edit(Fetching._consider, "self._order(wish.keys[start : start + count],", "self._order(wish.keys[:count],"),
     ),
+    _mutant(
+        "lost_link_stays_lost",
+        "auxiliary_conservation",
+        "",
+        "Two replicas that have lost each other are not linked again.",
+        Edit(Links._lost, "self._actor.context.after(AGAIN_S, LinkAgain(attempt))", "pass"),
+    ),
 )

@@ -9,6 +9,7 @@ from pawl.actors.scheduler import Scheduler
 from pawl.actors.text.stop import StopMatcher
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
+from pawl.loops.orders.requests import Drain
 from pawl.loops.pacing import Pacing
 from pawl.loops.policy import DepthFirstWeight, LongestPrefixMatch
 from pawl.loops.queues import Queues
@@ -141,5 +142,12 @@ EDGES = (
         "observability_conservation",
         "The cache is emptied, and the trace does not say so.",
         Edit(Loop.flush, "self.journal.flushed(now)", "pass"),
+    ),
+    _mutant(
+        Group.CONTROL,
+        "drain_has_no_end",
+        "bounded_progress",
+        "Nobody ends what is left when the grace of a drain is over.",
+        Edit(Drain.apply, "intake.remind(self.grace_s, EndAll())", "pass"),
     ),
 )

@@ -122,4 +122,28 @@ LIMITS = (
         "Where less than a page fits into the time of a step, prompts wait until nobody decodes any more.",
         (Edit(StepTimes.prompt_tokens, "max(int(min(chunk, fit)), page_size)", "int(min(chunk, fit))"),),
     ),
+    Mutant(
+        "one_who_waits_has_the_most_time",
+        Group.LIFECYCLE,
+        "bounded_gaps",
+        "",
+        "Steps are as long as if many waited, however few do.",
+        (Edit(StepTimes.prompt_tokens, "share = min(SHARE + ", "share = max(SHARE + "),),
+    ),
+    Mutant(
+        "steps_are_measured_for_ever",
+        Group.LIFECYCLE,
+        "bounded_gaps",
+        "",
+        "Once a step has to show what those who decode take alone, no step beside them has prompts any more.",
+        (Edit(StepTimes.resolved, "self.mixed = 0", "pass"),),
+    ),
+    Mutant(
+        "what_prompts_took_is_forgotten",
+        Group.LIFECYCLE,
+        "bounded_gaps",
+        "",
+        "What a step with prompts takes is learned from the last of them alone.",
+        (Edit(StepTimes.resolved, "self.beyond_s * TOKEN_DECAY + max(", "max("),),
+    ),
 )

@@ -199,4 +199,14 @@ REPLICAS = (
         "That new weights serve is said in another lane than which they are: who joins is compared too soon.",
         Edit(Scheduler.__init__, "partial(self._send, lane=Lane.CONTROL)", "self._send"),
     ),
+    _mutant(
+        "busiest_replica_leaves",
+        "scaling",
+        "Of more replicas than are wanted, those with the most requests are told to leave.",
+        Edit(
+            FleetSize._dismiss,
+            "(each.num_open, each.num_tokens, -each.number)",
+            "(-each.num_open, -each.num_tokens, -each.number)",
+        ),
+    ),
 )

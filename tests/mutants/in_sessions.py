@@ -61,4 +61,10 @@ SESSIONS = (
         "A checkpoint says that no session is open.",
         Edit(of_loops.snapshot_of, "loop.requests.sessions.snapshot()", "[]"),
     ),
+    _mutant(
+        "session_without_a_turn_stays",
+        "",
+        "Only the end of a turn lets a session wait for the next one: where there is none, it stays for ever.",
+        Edit(Sessions.open, "self._used(session)", "pass"),
+    ),
 )
