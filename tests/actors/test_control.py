@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import msgspec
@@ -246,11 +247,16 @@ def test_a_call_by_name_is_the_message_of_that_name_and_who_is_unknown_is_told_w
 
 
 def test_what_lives_is_left_out_of_what_is_collected() -> None:
-    before = gc.get_freeze_count()
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    before, garbage = gc.get_freeze_count(), weakref.ref(Cycle())
     try:
         outcome = FREEZE_GC.look(None, FREEZE_GC.message())  # type: ignore[arg-type]
         assert (outcome.ok, outcome.message) == (True, FROZEN)
         assert outcome.facts == {"frozen_objects": gc.get_freeze_count()}
         assert gc.get_freeze_count() > before
+        assert garbage() is None, "it was garbage, and is not left over"
     finally:
         gc.unfreeze()

@@ -17,7 +17,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import AwaitRunner, Execute, ExecuteFailed, ResetWorker, RunnerBack
 from pawl.actors.messages.experts import SwitchExperts
 from pawl.actors.messages.grammar import Compile, Release
-from pawl.actors.messages.hand_over import Expect, HandedPages, PagesEnd, Received, Taken, TicketOver
+from pawl.actors.messages.hand_over import EndOfPages, Expect, HandedPages, PagesEnd, Received, Taken, TicketOver
 from pawl.actors.messages.memory import MoveMemory
 from pawl.actors.messages.transfer import (
     Blocks,
@@ -98,11 +98,22 @@ def replied(reply: Reply) -> tuple[int, bool, str]:
         (Fence(3), (NAMES.scheduler, Fenced(3))),
         (Ask(7, GetState(), "gateway"), ("gateway", (7, False, FAILED_ORDER))),
         (Swap(0), (NAMES.scheduler, WeightsSwapped(0))),
+        (
+            MoveMemory(3, ResidencyEvent.RELEASE, (MemoryTag.WEIGHTS,)),
+            (NAMES.scheduler, MoveEnded(3, (MemoryTag.WEIGHTS,))),
+        ),
+        (
+            SwitchExperts(PlannedMove(7, 3, 2, 2.0, 1.0), "router", 8),
+            ("router", (8, True, "3 experts were moved.")),
+        ),
+        (AwaitRunner(), (NAMES.stager, RunnerBack())),
+        (EndOfPages(3, 4), (NAMES.storage, EndOfPages(3, 4))),
     ],
     ids=lambda message: type(message).__name__,
 )
 def test_a_worker_answers_what_it_failed_at(message: Any, answer: tuple[str, Any]) -> None:
     worker = Worker(ghost())
+    worker.runner.placing = Placing()
     context = ManualContext(worker, NAMES.worker)
     assert spared(worker, message, context) == [answer]
 

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from pawl.actors.runtime.actor import Down, Lane, Overflow
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import Reason
-from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Over, Post, Stop, read, written
+from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Over, Post, Spawned, Stop, read, written
 from pawl.actors.runtime.processes.remote import RemoteCell
 from pawl.actors.runtime.receiver import Phase
 from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, Stray
@@ -107,6 +108,38 @@ def test_what_is_heard_of_a_process_that_is_lost_already_is_no_news(between: Bet
     between.a.told(link, Bye())
     between.a.lost(link, "killed again")
     assert (between.lost, between.left) == ([("b", "killed")], [])
+
+
+def test_who_has_heard_of_an_end_does_not_hear_of_it_again_when_the_process_is_lost(between: Between) -> None:
+    between.a.start()
+    between.b.start()
+    between.a.send("y", Crash(1))
+    between.deliver()
+    failed = between.b.find("y")
+    assert failed is not None
+    assert failed.over.wait(GENEROUS_S)
+    between.deliver(lambda frames: [] if isinstance(read(frames)[0], Over) else [frames])
+    between.wait_for("x", Down("y", "failed: Boom"))
+    between.a.lost(between.a.links["b"], "killed")
+    between.a.send("x", Say(2))
+    downs = [each for each in between.wait_for("x", Say(2)) if isinstance(each, Down)]
+    assert downs == [Down("y", "failed: Boom")]
+
+
+def test_a_second_actor_of_a_name_is_not_taken_for_the_first(between: Between) -> None:
+    (link,) = between.a.links.values()
+    remote = between.a.find("y")
+    assert isinstance(remote, RemoteCell)
+    here, mailbox = between.b.find("y"), remote.mailbox
+    assert isinstance(here, Cell)
+    word = Spawned(between.b._card("y", here))
+    with capture_logs() as lines:
+        between.a.told(link, word)
+        assert remote.mailbox is mailbox
+        between.a.lost(link, "killed")
+        between.a.told(link, word)
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["two actors of one name"]
+    assert remote.phase is Phase.RUNNING, "it has come again"
 
 
 def test_what_had_not_gone_to_a_process_that_is_left_is_gone_with_its_receiver(between: Between) -> None:

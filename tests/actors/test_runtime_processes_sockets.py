@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,12 @@ def test_a_wire_that_is_late_is_looked_after_although_nothing_is_read(tmp_path: 
         assert link.in_time.wait(GENEROUS_S)
     finally:
         sockets.close()
+
+
+def test_nothing_is_open_any_more_once_sockets_are_closed(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    sockets, link = Sockets(lambda: 5.0), Overdue()
+    wire = sockets.bind(f"ipc://{tmp_path}/link")
+    wire.carry(link)  # type: ignore[arg-type]
+    sockets.close()
+    assert set(os.listdir("/proc/self/fd")) == before

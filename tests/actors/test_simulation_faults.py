@@ -13,7 +13,7 @@ from pawl.actors.simulation.faults import Faults, InjectedCrash
 from pawl.actors.simulation.network import all_wires
 from pawl.actors.simulation.strategies.simple import Randomized, RandomWalk
 from pawl.actors.simulation.system import SimulatedSystem
-from tests.actors.conformance_base import Boom, CancelTimer, Crash, Journal, Say, Scribe, SetTimers
+from tests.actors.conformance_base import Boom, CancelTimer, Crash, Journal, Relay, Say, Scribe, SetTimers
 from tests.actors.runtime_doing import Doing, Number
 from tests.actors.toys import Note, spawn_writers, to
 
@@ -129,6 +129,31 @@ def test_faults_strike_as_often_as_they_may_and_no_more(seed: int) -> None:
     assert {0, 1, 2} <= set(journal.numbers("scribe"))
 
 
+OFFERED = {
+    "crash": {
+        *(f"crash {name} {moment} {name}<outside>{name}.DATA" for name in "ab" for moment in ("before", "after")),
+        *(f"crash b {moment} {what}" for what in ("b<timer", "b<a>b.DATA") for moment in ("before", "after")),
+    },
+    **{kind: {f"{kind} {wire}.DATA" for wire in ("a>b", "outside>a", "outside>b")} for kind in ("lose", "double")},
+    "rush": {"rush time"},
+    "late": {"late time"},
+    "jump": {"jump forward", "jump back"},
+}
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+def test_each_budget_offers_faults_of_its_kind_wherever_they_may_strike(kind: str) -> None:
+    source = Wanting()
+    system = SimulatedSystem(source, faults=Faults(**{kind: 1}), is_wire=all_wires)
+    for name in "ab":
+        system.spawn(Scribe(Journal()), name)
+    system.send("a", Relay("b"))
+    system.send("b", SetTimers((1.0,)))
+    system.start()
+    system.run()
+    assert {label for label in source.offered if label.partition(" ")[0] in OFFERED} == OFFERED[kind]
+
+
 def test_no_fault_is_offered_where_none_has_a_budget() -> None:
     source = Wanting()
     system, _ = talkative(source)
@@ -155,6 +180,16 @@ def test_messages_are_lost_and_doubled_between_processes() -> None:
     assert between_processes("lose a>x.DATA", "lose a>x.DATA", lose=2)[0] == ""
     assert between_processes("double a>x.DATA", double=1)[0] == "a0a0a1"
     assert between_processes("double a>x.DATA", "double a>x.DATA", double=2)[0] == "a0a0a0a1"
+
+
+def test_a_doubled_message_takes_two_places_and_gives_both_back() -> None:
+    source = Wanting("double a>x.DATA")
+    system = SimulatedSystem(source, faults=Faults(double=1), is_wire=all_wires)
+    spawn_writers(system, "ax", (("a", Note("a", to("x", "x"))),))
+    system.start()
+    system.run()
+    (mailbox,) = (driver.cell.mailbox for driver in system.drivers if driver.owner == "x")
+    assert (system.faults.struck, mailbox._coming) == (["double a>x.DATA"], 0)
 
 
 def test_inside_a_process_no_message_is_lost_or_doubled() -> None:

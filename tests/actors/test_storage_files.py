@@ -170,8 +170,10 @@ def test_a_limit_below_what_is_there_drops_the_rest_at_the_start(tmp_path: Path)
 def test_one_folder_serves_one_server_at_a_time(tmp_path: Path) -> None:
     first, second = store(tmp_path), store(tmp_path)
     first.acquire()
-    with pytest.raises(StorageUnusable, match="another server"):
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(StorageUnusable, match="another server") as caught:
         second.acquire()
+    assert set(os.listdir("/proc/self/fd")) == before, caught.value
     first.close()
     second.acquire()
     second.close()

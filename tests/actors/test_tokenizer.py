@@ -15,7 +15,7 @@ from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.actors.tokenizer import Tokenizer
+from pawl.actors.tokenizer import Tokenizer, _within_reasoning
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
@@ -269,6 +269,7 @@ class Letters:
         self.num_read = 0
 
     def encode(self, text: str, add_special: bool) -> Any:
+        assert not add_special, "what stands around the text is counted once, if at all"
         self.num_read += len(text)
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
@@ -294,3 +295,8 @@ def test_a_prompt_of_too_many_ids_is_too_long_whichever_they_are() -> None:
     for ids in ((3,) * (CONTEXT_LENGTH + 1), (1 << 20,) * (CONTEXT_LENGTH + 1)):
         assert refused(submit(text=None, token_ids=ids)).cause is Cause.TOO_LONG
     assert refused(submit(text=None, token_ids=(1 << 20,) * CONTEXT_LENGTH)).cause is Cause.INVALID
+
+
+@pytest.mark.parametrize("grammar", [None, Grammar(GrammarKind.REGEX, "a")])
+def test_a_grammar_that_waits_for_no_reasoning_stays_as_it_is_within_one(grammar: Grammar | None) -> None:
+    assert _within_reasoning(SamplingParameters(grammar=grammar)).grammar is grammar
