@@ -56,7 +56,7 @@ def _refusal(text: str, kind: Any, root: str = "") -> InvalidRequest:
     """msgspec's words as ours: `temperature must be a number from 0 to 1, not a string`."""
     place = re.search(r" - at (?:`key` in )?`\$\.?([^`]*)`$", text)
     path = place[1] if place else ""
-    where = f"{root}.{path}" if root and path else root or path
+    where = f"{root}.{path}".replace(".[", "[") if root and path else root or path
     unknown = re.search(r"unknown field `([^`]*)`", text)
     if unknown is not None:
         return _unknown(f"{where}.{unknown[1]}" if where else unknown[1], unknown[1], _type_at(kind, path))

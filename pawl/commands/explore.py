@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pawl.exploration.task import Task
 
 MOST_FAULTS = 3
+MOST_WORKERS = 1024
+MOST_DRAWN = 1000
+"""Requests of a workload, and faults of a kind: more than a schedule would ever come to."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
         return run_subject(arguments, seed)
     if arguments.workers is None:
         arguments.workers = len(os.sched_getaffinity(0))
-    if arguments.workers <= 0 or (arguments.faults is not None and arguments.faults < 0):
-        raise UsageError("--workers must be above zero, --faults at least 0")
+    if not 0 < arguments.workers <= MOST_WORKERS:
+        raise UsageError(f"--workers must be above zero, and {MOST_WORKERS} at the most")
+    if arguments.max_requests > MOST_DRAWN or not 0 <= (arguments.faults or 0) <= MOST_DRAWN:
+        raise UsageError(f"--max-requests may be {MOST_DRAWN} at the most, and --faults from 0 to as many")
     began = time.monotonic()
     task = task_of(arguments, seed, began)
     _load_own(task)

@@ -38,15 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print every answer, in the order of the prompts."""
     from pawl.logs import progress
 
-    prompts = read_prompts(arguments)
+    prompts, sampling = read_prompts(arguments), sampling_of(arguments)
     config = prepared(arguments, quiet=True)
     drafts: list[Any] = (
         [[{"role": "user", "content": prompt}] for prompt in prompts] if arguments.chat else list(prompts)
     )
     with running_engine(config) as engine, progress("prompts", len(prompts)) as advance:
-        completions = engine.generate(
-            drafts, sampling_of(arguments), stop=arguments.stop, on_done=lambda *_: advance(1)
-        )
+        completions = engine.generate(drafts, sampling, stop=arguments.stop, on_done=lambda *_: advance(1))
     for prompt, completion in zip(prompts, completions, strict=True):
         if arguments.json:
             sys.stdout.write(msgspec.json.encode(described(prompt, completion)).decode() + "\n")

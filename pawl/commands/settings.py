@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pawl.commands.failures import UsageError
 from pawl.config import ServerConfig
 from pawl.flags import config_from
 
@@ -82,7 +83,19 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fields of SamplingParameters that were given; 128 new tokens where nothing was said."""
+    """Fields of SamplingParameters that were given; 128 new tokens where nothing was said. Raises UsageError: what no
+    model can do is said before one is loaded."""
+    from pawl.actors.fields import convert
+    from pawl.actors.sampling import OfflineSampling, StopStrings
+    from pawl.actors.text.invalid import InvalidRequest
+
     prefix = "sampling_"
     given = {name.removeprefix(prefix): value for name, value in vars(arguments).items() if name.startswith(prefix)}
+    try:
+        convert(given, OfflineSampling)
+        convert(arguments.stop, StopStrings, "stop")
+    except InvalidRequest as error:
+        name = str(error.param).partition("[")[0]
+        flag = f"--{prefix if name == 'seed' else ''}{name}".replace("_", "-")
+        raise UsageError(error.message.replace(name, flag, 1)) from None
     return {"max_new_tokens": 128} | given

@@ -13,6 +13,7 @@ import pytest
 
 from pawl.actors.messages.generate import Done, Timing, Usage
 from pawl.actors.sink import Delta
+from pawl.cli import main
 from pawl.commands.chat import Conversation
 from pawl.commands.failures import CommandFailed, UsageError
 from pawl.commands.generate import described, read_prompts
@@ -222,6 +223,25 @@ def test_every_sampling_flag_reaches_the_engine_under_a_name_it_takes() -> None:
     assert fields == dict(SAMPLING.values())
     parameters = offline_sampling(convert(fields, OfflineSampling), Limits(100, 100), seed=0)
     assert all(getattr(parameters, name) == value for name, value in SAMPLING.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--frequency-penalty nan", "--frequency-penalty must be a number from -2 to 2"),
+        ("--max-new-tokens -1", "--max-new-tokens must be an integer from 0"),
+        (f"--sampling-seed {10**30}", "--sampling-seed must be an integer from"),
+        ("--top-p 1e30", "--top-p must be a number from 0 to 1"),
+        ("--stop=", "--stop[0] must be a string of 1 to"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_sampling_that_cannot_be_is_refused_before_a_model_is_loaded(
+    command: str, words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = ["hi"] if command == "generate" else []
+    assert main([command, "--model", "nowhere", *words.split(), *prompt]) == 2
+    assert capsys.readouterr().err.startswith(f"pawl: {told}")
 
 
 def test_sampling_not_given_is_left_to_the_engine() -> None:

@@ -91,6 +91,9 @@ def test_what_the_cache_did_ahead_of_a_control_message_is_replayed() -> None:
         (["--cache", "nonsense"], 2, "none of radix"),
         (["--scheduler", "json:loads"], 2, "no subclass of"),
         (["--seconds", "0"], 2, "above zero"),
+        (["--workers", str(10**30)], 2, "--workers must be above zero, and 1024 at the most"),
+        (["--max-requests", "1001"], 2, "--max-requests may be 1000 at the most"),
+        (["--faults", "1001"], 2, "--max-requests may be 1000 at the most"),
     ],
 )
 def test_what_cannot_be_explored_is_refused(
