@@ -8,7 +8,6 @@ class Stuck(Exception):
 
     def __init__(self, why: str, dump: str) -> None:
         super().__init__(f"{why}\n{dump}")
-        self.dump = dump
 
 
 class Endless(Exception):
@@ -16,5 +15,3 @@ class Endless(Exception):
 
     def __init__(self, num_steps: int, dump: str) -> None:
         super().__init__(f"not at rest after {num_steps} steps\n{dump}")
-        self.num_steps = num_steps
-        self.dump = dump

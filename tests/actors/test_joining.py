@@ -186,3 +186,16 @@ def test_all_who_wait_for_what_the_others_are_at_take_part_when_that_is_over() -
     for number in (4, 3, 5):
         bench.questions.answer(number)
     assert bench.up == [4, 3, 5]
+
+
+def test_who_was_only_to_release_what_the_others_have_again_takes_part_at_once() -> None:
+    bench = Bench(3, orders=(Pause(), ReleaseMemory(tags=(MemoryTag.WEIGHTS,))))
+    bench.questions.waiting.clear()  # the answer to the first order is lost on its way
+    bench.joining.ordered(ResumeMemory((MemoryTag.WEIGHTS,)))
+    assert (bench.questions.told, bench.up) == ([(3, Pause())], [3])
+    bench = Bench(3, orders=(Pause(), ReleaseMemory(tags=(MemoryTag.WEIGHTS,)), SetState(max_running=2)))
+    bench.joining.ordered(ResumeMemory((MemoryTag.WEIGHTS,)))
+    assert (bench.questions.told, bench.up) == ([(3, Pause())], [])
+    bench.questions.answer(3)
+    bench.questions.answer(3)
+    assert (bench.questions.told[1:], bench.up) == ([(3, SetState(max_running=2))], [3])

@@ -23,6 +23,7 @@ from pawl.actors.messages.hand_over import (
 )
 from pawl.actors.names import PREFILL, names_of
 from pawl.actors.prefill_desk import PrefillDesk
+from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort
@@ -84,6 +85,7 @@ class Life:
     def tell(self, message: Any) -> None:
         self._strike.deliver(self.desk, message)
         for sent in self.context.take_sent():
+            assert (sent.lane is Lane.DATA) == isinstance(sent.message, Generate), sent
             match sent.message:
                 case Received(ticket=ticket, num_cached=0):
                     self.refused.append((sent.to, ticket))

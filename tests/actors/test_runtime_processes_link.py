@@ -140,6 +140,13 @@ def test_a_second_actor_of_a_name_is_not_taken_for_the_first(between: Between) -
         between.a.told(link, word)
     assert [line["event"] for line in lines if line["log_level"] == "error"] == ["two actors of one name"]
     assert remote.phase is Phase.RUNNING, "it has come again"
+    own = between.a.find("x")
+    assert isinstance(own, Cell)
+    between.a.start()
+    between.a.send("x", Crash(1))
+    assert own.over.wait(GENEROUS_S)
+    between.a.told(link, Spawned(between.a._card("x", own)))
+    assert between.a.find("x") is own, "an actor of this process has its name for good"
 
 
 def test_what_had_not_gone_to_a_process_that_is_left_is_gone_with_its_receiver(between: Between) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pawl.actors.runtime.processes import sockets
 from pawl.actors.runtime.processes.sockets import Sockets
 from tests.actors.runtime_doing import GENEROUS_S
 
@@ -27,20 +31,37 @@ class Overdue:
 
 
 def test_a_wire_that_is_late_is_looked_after_although_nothing_is_read(tmp_path: Path) -> None:
-    sockets = Sockets(lambda: 5.0)
+    made = Sockets(lambda: 5.0)
     link: Any = Overdue()
-    wire = sockets.bind(f"ipc://{tmp_path}/link")
+    wire = made.bind(f"ipc://{tmp_path}/link")
     wire.carry(link)
     try:
         assert link.in_time.wait(GENEROUS_S)
     finally:
-        sockets.close()
+        made.close()
 
 
 def test_nothing_is_open_any_more_once_sockets_are_closed(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    sockets, link = Sockets(lambda: 5.0), Overdue()
-    wire = sockets.bind(f"ipc://{tmp_path}/link")
+    made, link = Sockets(lambda: 5.0), Overdue()
+    wire = made.bind(f"ipc://{tmp_path}/link")
     wire.carry(link)  # type: ignore[arg-type]
-    sockets.close()
+    made.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("error", "tries"), [(errno.EADDRINUSE, sockets.MOST_TRIES), (errno.EACCES, 1)])
+def test_only_a_port_that_is_taken_is_tried_again(error: int, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def fails(self: Sockets, address: str, keys: object, *, bind: bool) -> None:
+        tried.append(address)
+        raise OSError(error, "no such luck")
+
+    monkeypatch.setattr(Sockets, "_open", fails)
+    made = Sockets()
+    for address in ("tcp://127.0.0.1:0", "tcp://127.0.0.1:5000"):
+        with pytest.raises(OSError, match="no such luck"):
+            made.bind(address)
+    made.close()
+    assert tried == ["tcp://127.0.0.1:0"] * tries + ["tcp://127.0.0.1:5000"]

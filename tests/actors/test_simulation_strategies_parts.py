@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pawl.actors.runtime.actor import Actor
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Guide, Kind, Value
 from pawl.actors.simulation.exploration import Case, explore
-from pawl.actors.simulation.shrinking import Shrinker, cost
+from pawl.actors.simulation.shrinking import Shrinker, cost, halves, trimmed
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
 from pawl.actors.simulation.strategies.drawn import MOST_DEVIATIONS, Drawn
 from pawl.actors.simulation.strategies.pct import LENGTHS, PCT
@@ -268,3 +268,27 @@ def test_a_drawn_schedule_deviates_a_bounded_number_of_times_and_is_fair_between
     drawn = Drawn(Data())  # type: ignore[arg-type]
     chosen = [drawn.choose(Kind.PICK, [option("a", "x"), option("b", "x")]) for _ in range(3 * MOST_DEVIATIONS)]
     assert chosen == [0, 1] * MOST_DEVIATIONS + [0] * MOST_DEVIATIONS
+
+
+PASSES: list[tuple[Any, list[list[int]]]] = [
+    (Shrinker._without_deviations, [[0, 0, 0, 0], [0, 0, 0, 5], [0, 2, 0, 0]]),
+    (Shrinker._without_decisions, [[], [0, 5], [0, 2], [2, 0, 5], [0, 0, 5], [0, 2, 5], [0, 2, 0]]),
+    (Shrinker._with_lower_indices, [[0, 1, 0, 5], [0, 2, 0, 1], [0, 2, 0, 2], [0, 2, 0, 4]]),
+    (
+        Shrinker._without_one_and_shifted,
+        [
+            *([0, 0, *behind] for behind in ([0, 0, 5], [5], [0, 0, 0, 5], [], [0, 0, 0, 0, 5], [0, 0, 0, 0, 0, 5])),
+            *([0, 2, 0, 0, *[0] * more] for more in (1, 0, 2, 0, 3, 4)),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("candidates", "wanted"), PASSES, ids=lambda each: getattr(each, "__name__", ""))
+def test_each_pass_of_the_shrinker_tries_what_is_a_little_more_boring(candidates: Any, wanted: list[list[int]]) -> None:
+    assert list(candidates([0, 2, 0, 5])) == wanted
+
+
+def test_sizes_are_halved_down_to_one_and_fair_ends_cut() -> None:
+    assert [list(halves(size)) for size in (0, 1, 7, 8)] == [[], [1], [7, 3, 1], [8, 4, 2, 1]]
+    assert [trimmed(each) for each in ([0, 1, 0, 0], [0, 0], [], [2])] == [[0, 1], [], [], [2]]

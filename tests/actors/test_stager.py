@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pawl.actors.control import Ask
-from pawl.actors.expert_moves import switched
+from pawl.actors.expert_moves import BALANCED, NOT_SHARED, laid_out, switched
 from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
 from pawl.actors.messages.execution import AwaitRunner, ResetWorker, RunnerBack
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD, Stage, Swap
@@ -201,6 +201,13 @@ def test_experts_that_cannot_be_switched_stay_and_the_reason_is_told() -> None:
         def switch(self, ticket: int) -> None:
             raise WeightsRefused(f"nothing is staged for {ticket}")
 
+    class Unwilling(Switching):
+        def stage(self) -> PlannedMove | None:
+            raise WeightsRefused("an update is under way")
+
+    assert laid_out(None) == Outcome(False, NOT_SHARED)
+    assert laid_out(Unwilling()) == Outcome(False, "an update is under way")
+    assert laid_out(Switching()) == Outcome(True, BALANCED, {"moved_experts": 0})
     planned = PlannedMove(ticket=7, moved=3, layers=2, before=2.0, after=1.2344)
     assert switched(Refusing(), planned) == Outcome(False, "nothing is staged for 7")
     facts = {"moved_experts": 3, "layers": 2, "imbalance_before": 2.0, "imbalance_after": 1.234}
