@@ -36,6 +36,7 @@ from pawl.testing.injection import SECRET, Place
 KINDS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "replicas": ("--dp", "2"),
+    "processes": ("--dp", "2", "--runtime", "processes"),
     "apart": ("--disaggregate", "1p1d", "--host-cache-gb", "0.01"),
     "tiers": ("--host-cache-gb", "0.00001", "--storage-dir", "{folder}/pages", "--kv-tokens", "256"),
     "speculation": ("--speculate", "ngram"),
