@@ -11,9 +11,11 @@ from pawl.actors.control.memory import NOT_WAITING, SLEEP_BY_VLLM, SleepByVllm
 from pawl.actors.control.serving import PAUSE_BY_VLLM, PauseByVllm
 from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
+from pawl.actors.measures import Operation
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.generate import Accepted, Output, Outputs, Refused
 from pawl.actors.names import NAMES
+from pawl.actors.open_requests import Entry, OpenRequests
 from pawl.actors.recorder import Records
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext, Sent
@@ -163,3 +165,23 @@ def test_a_message_that_has_failed_is_gone_on_with_or_costs_its_request_alone(wo
     assert not gateway.spares(submit("d"), ERROR)
     assert gateway.contained is ERROR
     gateway.check()
+
+
+def test_what_was_opened_half_way_is_taken_back_and_others_of_its_name_stay() -> None:
+    requests, names = OpenRequests(), ("a", "group")
+    for request, own in ((1, names), (2, ("b", "group"))):
+        requests.open(request, own, Inbox(), 0.0)
+    requests.withdraw(1, names)
+    requests.check()
+    assert (requests.totals.submitted, requests.named("a"), requests.named("group")) == (1, (), (2,))
+    requests._entries[3] = Entry(3, ("c",), Inbox(), 0.0, Operation.CHAT)  # nobody has counted it, nor knows its name
+    requests.withdraw(3, ("c",))
+    requests.withdraw(4, ("d",))
+    requests.check()
+    assert (requests.totals.submitted, requests.all(), requests.named("c")) == (1, (2,), ())
+    assert requests.why_not(1, ["b"], 2) == Refused(
+        0, Cause.INVALID, "Duplicate request ID: 'b' is still running; choose another rid or leave it out", 400, "rid"
+    )
+    assert requests.why_not(1, ["c"], 2) is None
+    full = requests.why_not(2, ["c"], 2)
+    assert full == Refused(0, Cause.OVERLOADED, "1 requests are open and 2 are allowed; try again later", 503)

@@ -270,6 +270,14 @@ def test_a_drawn_schedule_deviates_a_bounded_number_of_times_and_is_fair_between
     assert chosen == [0, 1] * MOST_DEVIATIONS + [0] * MOST_DEVIATIONS
 
 
+def test_a_guide_sees_so_many_labels_from_the_first_that_it_has_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guide, "SIGHT", 2)
+    three = [option(name, "x") for name in "abc"]
+    guide = Guide(["gone", "b", "c", "a"])
+    assert [guide.choose(Kind.NEXT, three) for _ in range(4)] == [1, 2, 0, 0]
+    assert Guide(["gone", "gone", "c"]).choose(Kind.NEXT, three) == 0
+
+
 PASSES: list[tuple[Any, list[list[int]]]] = [
     (Shrinker._without_deviations, [[0, 0, 0, 0], [0, 0, 0, 5], [0, 2, 0, 0]]),
     (Shrinker._without_decisions, [[], [0, 5], [0, 2], [2, 0, 5], [0, 0, 5], [0, 2, 5], [0, 2, 0]]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pawl.actors.weight_questions import CheckWeights, GetWeights, WeightQuestions
+from pawl.actors.weight_questions import ACTIONS, MOST_NAMED, NO_SUCH, CheckWeights, GetWeights, WeightQuestions
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import BackendChoice
 from pawl.gpu.weights.safetensors import folder_config, load_folder_weights
@@ -63,6 +63,53 @@ def test_weights_are_compared_with_a_snapshot_under_the_names_of_products(
     (after,) = questions.answer(CheckWeights()).facts["ranks"]
     assert [each for each, digest in after["checksums"].items() if before["checksums"][each] != digest] == [product]
     assert "model.layers.0.self_attn.qkv_proj.weight" in after["checksums"]
+
+
+class Serving:
+    """A runner that serves what a test says."""
+
+    def __init__(self, **weights: list[float]) -> None:
+        self.weights = {name: np.array(values, np.float32) for name, values in weights.items()}
+
+    def named_weights(self) -> dict[str, Any]:
+        return dict(self.weights)
+
+
+def test_weights_are_compared_with_the_last_snapshot_and_a_few_that_differ_are_named() -> None:
+    runner = Serving(**{f"w{number:02d}": [1.0, 2.0] for number in range(MOST_NAMED + 2)})
+    questions = WeightQuestions(runner)  # type: ignore[arg-type]
+
+    def says(action: str) -> tuple[bool, str]:
+        outcome = questions.answer(CheckWeights(action=action))
+        return outcome.ok, outcome.message
+
+    assert says("compare") == (False, "there is no snapshot to compare with: send action snapshot first")
+    assert says("snapshot") == (True, "The weights that serve are kept to compare with.")
+    same = True, "Every weight is that of the snapshot."
+    assert says("compare") == same
+    for number, (name, weight) in enumerate(list(runner.weights.items()), 1):
+        runner.weights[name] = weight + np.array([0.0, number], np.float32)
+        ok, words = says("compare")
+        named = [f"w{each:02d} max_abs_err={each + 1}" for each in range(min(number, MOST_NAMED))]
+        more = f" and {number - MOST_NAMED} more" if number > MOST_NAMED else ""
+        assert (ok, words) == (False, f"{number} weights are not those of the snapshot: {', '.join(named)}{more}")
+    says("snapshot")
+    assert says("compare") == same
+    for action in ("reset_tensors", "other"):
+        ok, words = says(action)
+        assert (ok, words.startswith(f"Unsupported action {action}")) == (False, True)
+        assert words.endswith(f"there are {', '.join(ACTIONS)}")
+    assert CheckWeights().action == "checksum"
+
+
+def test_a_tied_head_is_its_embedding_and_values_are_cut_where_it_says() -> None:
+    tied = WeightQuestions(Serving(**{"model.embed_tokens.weight": [1.0, 2.0, 3.0]}))  # type: ignore[arg-type]
+    shown = tied.answer(GetWeights(name="lm_head.weight", truncate_size=2, detail=True)).facts
+    assert shown == {"name": "lm_head.weight", "shape": [3], "dtype": "float32", "values": [1.0, 2.0]}
+    own = Serving(**{"model.embed_tokens.weight": [1.0], "lm_head.weight": [7.0]})
+    assert WeightQuestions(own).answer(GetWeights(name="lm_head.weight")).facts == {"values": [7.0]}  # type: ignore[arg-type]
+    refused = tied.answer(GetWeights(name="x" * 300))
+    assert (refused.ok, refused.message) == (False, f"{NO_SUCH} {'x' * 200!r}")
 
 
 def test_more_numbers_than_a_reply_has_are_refused_before_they_are_converted() -> None:
