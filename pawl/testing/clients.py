@@ -14,6 +14,7 @@ from pawl.actors.control.sessions import SIMULATED, OpenSessionByName
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
+from pawl.actors.messages.memory import UNMOVED
 from pawl.actors.names import NAMES, Names
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
@@ -293,7 +294,7 @@ class FrontDesk(Gateway):
         """What is refused because something else is under way is asked for again, as an operator would."""
         self._undoing[index] += 1
         later = any(
-            words in reply.message for words in (UPDATING, MOVING, LEFT, FAILED_ORDER, *GONE)
+            words in reply.message for words in (UPDATING, MOVING, UNMOVED, LEFT, FAILED_ORDER, *GONE)
         )  # several replicas speak at once
         if later and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))

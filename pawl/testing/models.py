@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from errno import EIO
 from functools import lru_cache
 from itertools import cycle
@@ -20,6 +20,7 @@ from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.step_runner import CountsExperts
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.recompute import Compute, Computed, Content, Recorded
 from pawl.lifecycle.records import ENCODER
 from pawl.lifecycle.request import SamplingParameters
@@ -278,12 +279,14 @@ class Stages:
 
 class SimulatedDevice:
     """A runner as it is on a device: steps fail where the schedule says so, when they are launched or, on a device
-    that works asynchronously, when their result is waited for; and they take time, in each of its stages."""
+    that works asynchronously, when their result is waited for, as moves of its memory do; and they take time, in each
+    of its stages."""
 
     def __init__(self, runner: Any, world: World, shape: Shape) -> None:
         self.depth = shape.stages if shape.stages > 1 else int(shape.asynchronous)
         self._runner = runner
         self._world = world
+        self._alone = not shape.routed
         self._stages = Stages(shape)
         self._ends: deque[float] = deque()
         """When the steps in flight are through, oldest first."""
@@ -309,6 +312,19 @@ class SimulatedDevice:
         if self._world.strikes("swap"):
             raise StepLost("swap")
         self._runner.swap(ticket)
+
+    def release(self, tags: Collection[MemoryTag]) -> None:
+        self._move_memory("release")
+        self._runner.release(tags)
+
+    def resume(self, tags: Collection[MemoryTag]) -> None:
+        self._move_memory("resume")
+        self._runner.resume(tags)
+
+    def _move_memory(self, what: str) -> None:
+        # Of several replicas one that fails would be told nothing more, and differ from then on.
+        if self._alone and self._world.strikes(what):
+            raise StepLost(what)
 
     def reset(self) -> None:
         self._ends.clear()

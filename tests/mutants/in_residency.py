@@ -91,4 +91,15 @@ RESIDENCY = (
         "The worker is never told to release or resume.",
         Edit(MemoryClient.settled, "if move is not None and move.ticket != self._asked:", "if False:"),
     ),
+    _mutant(
+        "failed_resume_counts_as_done",
+        "released_is_still",
+        "",
+        "Where the worker says that it could not resume memory, all that it was asked for counts as resident.",
+        Edit(
+            MemoryKeeper.ended,
+            "[tag for tag in move.tags if tag not in released]",
+            "[tag for tag in move.tags if message or tag not in released]",
+        ),
+    ),
 )
