@@ -36,6 +36,12 @@ class FaultKind(StrEnum):
     """A whole process is out of reach of the first one, and is reached again later, or taken for lost."""
     STRIKE = "strike"
     """A place in the scenario that asks (`SimulatedSystem.strikes`) fails: a step raises, an allocation fails."""
+    GARBLE = "garble"
+    """What such a place gives means nothing, and says so."""
+
+
+ASKED = (FaultKind.STRIKE, FaultKind.GARBLE)
+"""Where the scenario asks, and nowhere else."""
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,6 +54,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     late: int = 0
     jump: int = 0
     strike: int = 0
+    garble: int = 0
     kill: int = 0
     freeze: int = 0
     part: int = 0
@@ -80,7 +87,7 @@ class FaultBudget:
         """Whether a fault that is an event of its own may still strike."""
 
     def _any_left(self) -> bool:
-        return any(count for kind, count in self.left.items() if kind is not FaultKind.STRIKE)
+        return any(count for kind, count in self.left.items() if kind not in ASKED)
 
     def spend(self, kind: FaultKind, label: str) -> None:
         """One fault strikes. Raises ValueError when its budget is used up."""

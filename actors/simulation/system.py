@@ -250,13 +250,14 @@ class SimulatedSystem(LocalSystem):
 
     # ---- for scenarios ----
 
-    def strikes(self, place: str) -> bool:
-        """Whether a fault strikes at this place, as often as `Faults.strike` allows. For fakes that can fail."""
-        if self.faults.left[FaultKind.STRIKE] == 0:
+    def strikes(self, place: str, kind: FaultKind = FaultKind.STRIKE) -> bool:
+        """Whether a fault of this `kind`, one of `ASKED`, strikes at this place, as often as its budget allows. For
+        fakes that can fail."""
+        if self.faults.left[kind] == 0:
             return False
         if self._choose_value(Kind.STRIKE, f"strike {place}", ("no", "yes"), faults_from=1) == 0:
             return False
-        self.faults.spend(FaultKind.STRIKE, place)
+        self.faults.spend(kind, place)
         return True
 
     def pick(self, name: str, labels: Sequence[str]) -> int:

@@ -171,7 +171,7 @@ def _past(ends: float) -> bool:
 def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     """In one workload of three steps are lost, in another one clocks err, up to `task.faults` times, some have both;
     in one of eight an actor may crash, in one of three where others may go on without it; in one of five whole
-    processes are lost, where there are some."""
+    processes are lost, where there are some; in one of twelve a token of the worker means nothing."""
     from pawl.actors.simulation.faults import FaultKind
     from pawl.actors.simulation.processes import WHOLE
     from pawl.testing import Faults
@@ -182,8 +182,10 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     count = min(task.faults, chance.within(1, 3))
     in_time = count if clocks else 0
     whole = chance.pick(WHOLE) if chance.chance(0.2) else None
+    garbled = chance.chance(1 / 12)
     return Faults(
         strike=count if steps else 0,
+        garble=count if garbled else 0,
         rush=in_time,
         late=in_time,
         jump=in_time,

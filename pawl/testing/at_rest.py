@@ -255,7 +255,7 @@ class EndChecks:
             Cause.WORKER_LOST: len(self.run.system.faults.struck) >= MAX_STRIKES,
             Cause.DISCONNECT: arrival.leaves_after is not None,
             Cause.DRAINED: workload.closing is not None,
-            Cause.INTERNAL: bool(self.run.crashed),
+            Cause.INTERNAL: bool(self.run.crashed) or "no numbers" in self.run.system.faults.struck,
             Cause.INVALID: arrival.session or self._may_miss_adapter(client) or client.had_namesake,
             Cause.ADAPTER: bool(arrival.adapter) and "adapter" in self.run.system.faults.struck,
             # The tokenizer has not seen what it goes on from.

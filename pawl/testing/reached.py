@@ -36,6 +36,7 @@ FAULTS = {
 }
 PLACES = {
     "result": "lost result",
+    "no numbers": "token that means nothing",
     "disk": "refusal of the disk",
     "page": "damaged page",
     "link": "refusal of a link",

@@ -30,8 +30,9 @@ from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.caches import watch_cache, watch_room
 from pawl.testing.costs import watch_times
+from pawl.testing.device import SimulatedDevice
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
-from pawl.testing.models import Model, SimulatedDevice, storage_of
+from pawl.testing.models import Model, storage_of
 from pawl.testing.ordering import watch_policy
 from pawl.testing.parts import Checked, own_parts
 from pawl.testing.profiles import simulated_profiler

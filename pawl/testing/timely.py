@@ -8,11 +8,14 @@ from typing import Any
 import msgspec
 
 from pawl.actors.control import Ask
+from pawl.actors.messages.execution import Executed
 from pawl.actors.runtime.actor import places_of
 from pawl.actors.scheduler import Scheduler
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.requests import RequestInfo
+from pawl.lifecycle.states import Cause
+from pawl.loops.effects import Ending
 from pawl.loops.intake import Order, Outcome, WaitEnds
 from pawl.loops.orders.limits import SetState, SlowDown
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll
@@ -20,6 +23,7 @@ from pawl.loops.orders.sessions import ExpireSession
 from pawl.loops.properties.state import name_of
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation, raised_behind
+from pawl.testing.garbled import Unanswered, num_offered, unanswered, wrong_after
 from pawl.testing.reuse import left_in_row
 
 
@@ -37,6 +41,8 @@ class TimelyScheduler(Scheduler):
         super().__init__(*arguments, **settings)
         self._told_after: dict[int, int] = {}
         """Who is told once a step has come back -> the step."""
+        self._unanswered: Unanswered | None = None
+        """Whom the result leaves without an answer that is being handled."""
         self._reminders: set[Order] = set()
         """All that were ever ordered for later."""
 
@@ -54,7 +60,10 @@ class TimelyScheduler(Scheduler):
 
     def receive(self, message: Any) -> None:
         before = msgspec.structs.replace(self.loop.limits.now)
+        self._unanswered = unanswered(self.loop, message.result) if isinstance(message, Executed) else None
         super().receive(message)
+        for text, request in () if self._unanswered is None else wrong_after(self.loop, self._unanswered):
+            self.report("fault_isolation", text, request)
         self._check_limits(message.message if isinstance(message, Ask) else message, before)
         if isinstance(message, Abort):
             self._check_ended(message)
@@ -65,6 +74,15 @@ class TimelyScheduler(Scheduler):
             if len(late):
                 request = table.info(int(late[0])).request
                 self.report("bounded_progress", "its deadline has passed, and it is live", request)
+
+    def ended(self, ending: Ending) -> None:
+        super().ended(ending)
+        before, request = self._unanswered, ending.info.request
+        if before is None or request not in before.requests or ending.cause is not Cause.INTERNAL:
+            return
+        if num_offered(self.loop) != before.offered:
+            text = "the worker had no token for it, and others are offered what it has computed"
+            self.report("read_after_commit", text, request)
 
     def answered(self, number: int, outcome: Outcome) -> None:
         super().answered(number, outcome)

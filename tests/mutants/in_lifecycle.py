@@ -7,6 +7,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.scheduler import Scheduler
 from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.requests import RequestTable
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.planner import UnifiedPlanner
@@ -138,5 +139,30 @@ LIFECYCLE = (
         "30912",
         "The entry of a client that hangs up is dropped at once, though its request still ends.",
         Edit(Gateway.abort, "entry.sink = None", "entry.sink = None; self.requests._entries.pop(entry.request)"),
+    ),
+    _mutant(
+        "what_went_wrong_is_offered",
+        "read_after_commit",
+        "",
+        "Pages of a request whose scores were no numbers are offered to others.",
+        Edit(Requests.leave, "if cause is not Cause.INTERNAL:", "if True:"),
+    ),
+    _mutant(
+        "token_that_means_nothing_is_given_out",
+        "fault_isolation",
+        "",
+        "A request for which the worker has no token gets the one that means nothing, and goes on.",
+        Edit(Loop.executed, "self.requests.no_answer(row, cause, now)", "pass"),
+    ),
+    _mutant(
+        "another_run_has_no_answer",
+        "fault_isolation",
+        "",
+        "Of several tokens that requests draw at once, one that means nothing is taken for the next request's.",
+        Edit(
+            ScheduledBatch.left_without_answer,
+            "np.cumsum(result.counts) - result.counts",
+            "np.cumsum(result.counts) - 1",
+        ),
     ),
 )
