@@ -24,6 +24,7 @@ from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.plain import plain
 from tests.lifecycle.test_properties import ALL, CHECKPOINTS
 from tests.lifecycle.test_properties_beginning import SOUND
+from tests.loops import failures
 from tests.loops.test_replay import record_run
 from tests.loops.test_snapshot import recorded
 from tests.pawl.forger import field_forged
@@ -43,6 +44,7 @@ def runs() -> Iterator[Sequence[Record]]:
     yield from (cut(STORY.records, at) for at in moments(STORY.records))
     yield record_run(1, "pipeline")
     yield recorded(0, "overlap", "drafts")
+    yield failures.recorded()
     source, sound = random.Random(0), DECODER.decode(ENCODER.encode(SOUND["with replies"]))
     yield from (field_forged(sound, source).records for _ in range(FORGED))
 

@@ -24,7 +24,7 @@ import pytest
 
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.namespaces import under
-from pawl.lifecycle.records import ENCODER
+from pawl.lifecycle.records import DECODER, ENCODER, Record, Started
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Order
 from pawl.loops.loop import Loop
@@ -75,6 +75,7 @@ OFTEN = {
             "UnifiedPlanner.plan",
         ),
         (2, 6, 12): ("Memory.admit", "Memory.promise", "RequestTable.complete", "Memory.slide", "Journal.committed"),
+        (1, 2): ("Requests.complete", "Requests.no_answer", "Requests.blame", "Queues.rebuild"),
         (2, 5): ("Queues.retract", "Loop.glance", "Requests.leave", "Journal.moved", "RemotePrefill.lost"),
     }.items()
     for name in names
@@ -243,6 +244,25 @@ def events() -> Iterator[tuple[int, Callable[[Watched], Any]]]:
     yield 0, lambda run: run.deliver(FlushCache(9.0), 59)
     for _ in range(18):
         yield from ((0, does) for does in (Watched.answer, Watched.between_steps, Watched.step))
+
+
+def recorded() -> list[Record]:
+    """The run without any exception, as a reader of its trace gets it."""
+    run = Watched()
+    started = Started(
+        version="test",
+        model="ghost",
+        config={"loop": msgspec.to_builtins(run.config), "backend": "ghost"},
+        num_pages=run.config.num_pages,
+        page_size=run.config.page_size,
+        num_slots=run.config.max_running,
+        seed=0,
+        time=0.0,
+        wall=0.0,
+    )
+    for _, happens in events():
+        happens(run)
+    return DECODER.decode(ENCODER.encode([started, *run.records]))
 
 
 class Failed(Exception):

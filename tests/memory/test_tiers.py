@@ -184,3 +184,17 @@ def test_a_place_in_host_memory_in_which_no_page_could_be_made_is_free_again() -
     pool.settle(place, None)
     pool.check_all()
     assert pool.take() == place
+
+
+@pytest.mark.parametrize("taken", range(4))
+def test_rows_in_which_pages_were_being_made_are_free_once_nothing_is_made_any_more(taken: int) -> None:
+    pool = HostPool(3, 8)
+    pool.put(key(1), block(1))
+    rows = [pool.take() for _ in range(taken)]  # the third takes the page's row
+    kept = [each for each, _ in pool.items()]
+    assert kept == [key(1)] * (taken < 3)
+    pool.reclaim()
+    pool.check_all()
+    assert [each for each, _ in pool.items()] == kept
+    assert len({pool.take() for _ in range(3)}) == 3
+    assert None not in rows
