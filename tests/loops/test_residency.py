@@ -4,6 +4,9 @@ whatever the worker answers leaves a state from which it can be tried again."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import combinations, product
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +24,7 @@ from pawl.loops.orders.memory import MoveEnded, ReleaseMemory, ResumeMemory
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.orders.serving import Continue, Pause
 from pawl.loops.orders.weights import PutWeights, UpdateWeights, WeightsStaged, WeightsSwapped
-from pawl.loops.residency import HELD, LIVE, MOVING, UPDATING
+from pawl.loops.residency import HELD, LIVE, MOVING, READING, UPDATING, MemoryKeeper
 from pawl.loops.snapshot import restore, snapshot_of
 from tests.loops.driver import Driver
 
@@ -308,3 +311,27 @@ def test_the_table_knows_no_other_move() -> None:
         RESIDENCY.next(Residency.RELEASED, ResidencyEvent.RELEASE)
     with pytest.raises(IllegalMove):
         RESIDENCY.next(Residency.RESIDENT, ResidencyEvent.REPLACE)
+
+
+@pytest.mark.parametrize(("updating", "live", "held", "reading"), list(product((False, True), repeat=4)))
+def test_each_part_is_kept_by_what_works_with_it_and_by_nothing_else(
+    updating: bool, live: bool, held: bool, reading: bool
+) -> None:
+    loop: Any = SimpleNamespace(
+        released=frozenset(),
+        in_flight=(),
+        still=False,
+        idle=not live,
+        queues=SimpleNamespace(owns_nothing=not held),
+        companions=(SimpleNamespace(writes_weights=False), SimpleNamespace(writes_weights=reading)),
+    )
+    keeper = MemoryKeeper(loop, lambda: updating, lambda number, ok, message: None)
+    for tags in (each for count in (1, 2, 3) for each in combinations(MemoryTag, count)):
+        reasons = {
+            UPDATING: updating and WEIGHTS in tags,
+            LIVE: live,
+            HELD: held and KV in tags,
+            READING: reading and WEIGHTS in tags,
+        }
+        first = next((reason for reason, stands in reasons.items() if stands), None)
+        assert keeper._refusal(ResidencyEvent.RELEASE, tags) == first, tags
