@@ -20,9 +20,12 @@ from pawl.actors.recorder import Records
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.sink import Inbox
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.records import Answered
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.memory import ReleaseMemory
 from pawl.loops.orders.requests import Abort
+from pawl.loops.orders.serving import Pause
 from pawl.loops.recovery import FAILED
 from tests.actors.test_gateway import World, done, submit
 
@@ -185,3 +188,22 @@ def test_what_was_opened_half_way_is_taken_back_and_others_of_its_name_stay() ->
     assert requests.why_not(1, ["c"], 2) is None
     full = requests.why_not(2, ["c"], 2)
     assert full == Refused(0, Cause.OVERLOADED, "1 requests are open and 2 are allowed; try again later", 503)
+
+
+@pytest.mark.parametrize(
+    ("ok", "body", "asks"),
+    [
+        (False, {}, []),
+        (True, {"moving": True, "updating": False, "released": []}, [ReleaseMemory()]),
+        (True, {"moving": False, "updating": True, "released": []}, [ReleaseMemory()]),
+        (True, {"moving": False, "updating": False, "released": [*MemoryTag]}, [ReleaseMemory()]),
+        (True, {"moving": False, "updating": False, "released": [*MemoryTag][1:]}, [Pause(False)]),
+    ],
+)
+def test_nobody_is_paused_for_a_sleep_that_would_be_refused(ok: bool, body: Any, asks: list[Any], world: World) -> None:
+    SLEEP_BY_VLLM.put(world.gateway, SleepByVllm(mode="abort"), world.answers.append)
+    (ask,) = world.sent(Ask)
+    world.gateway.receive(Reply(ask.ticket, ok, "words", body))
+    assert [each.message for each in world.sent(Ask)] == asks
+    assert [reply.message for reply in world.answers] == ([] if ok else ["words"])
+    assert world.gateway.paused == (asks == [Pause(False)])

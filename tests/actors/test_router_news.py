@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from pawl.actors.control import Ask
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.links import Linked, PeerAddress
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
@@ -16,6 +18,7 @@ from pawl.actors.placement import RoundRobin
 from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
+from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.requests import Drain
 from tests.actors.test_links import Starts
 from tests.actors.test_router import asked
@@ -97,3 +100,18 @@ def test_everybody_is_told_of_everybody_in_order_and_ahead_of_requests(linked: b
         said.append(told(asked(1)))
     said += [told(message) for message in COME_AND_GO]
     assert said == wanted
+
+
+def test_who_prefills_and_is_lost_owes_no_answer_any_more() -> None:
+    router = Router(RoundRobin(4), (D, P, Q), Starts())
+    context = ManualContext(router, ROUTER)
+    router.receive(Ask(9, SetState(max_running=2), "gateway"))
+    asks = {sent.to: sent.message.ticket for sent in context.take_sent() if isinstance(sent.message, Ask)}
+    assert [*asks] == [each.scheduler for each in (D, P, Q)]
+    for each in (D, Q):
+        router.receive(Reply(asks[each.scheduler], True))
+    assert not [sent for sent in context.take_sent() if isinstance(sent.message, Reply)]
+    router.receive(Down(P.worker, "failed"))
+    replies = [sent.message for sent in context.take_sent() if isinstance(sent.message, Reply)]
+    assert [(reply.ticket, reply.ok) for reply in replies] == [(9, True)]
+    assert not router.fleet.questions.waits_for(P.replica)

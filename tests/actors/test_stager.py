@@ -166,6 +166,23 @@ def test_a_failure_at_one_of_those_that_wait_for_the_ranks_is_no_others(monkeypa
     ]
 
 
+def test_what_failed_is_not_waited_for_and_what_comes_next_is_read(
+    ghost: Ghost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stager = Stager(ghost)
+    context = ManualContext(stager, NAMES.stager)
+
+    def fails(message: Stage) -> bool:
+        monkeypatch.undo()
+        raise KeyError("it fails")
+
+    monkeypatch.setattr(stager, "_read", fails)
+    for ticket in (4, 5):
+        context.deliver(Stage(ticket, FromDisk("ghost:b")))
+    answers = [sent.message for sent in context.take_sent()]
+    assert answers == [WeightsFailed(4, f"{UNREAD}: KeyError"), WeightsStaged(5, "ghost:b")]
+
+
 def _losing_one() -> tuple[RankGroup, Faults]:
     """Two ranks, of which one dies at the next chance, and what strikes them."""
     faults = Faults()
