@@ -3,6 +3,7 @@ one says is not. And what clients are shown, drawn, and what becomes of several 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -340,3 +341,47 @@ def test_weights_come_in_one_way_and_as_a_whole(body: dict[str, Any], is_sent: b
     send(gateway, SendWeights(**body), said.append)  # type: ignore[arg-type]
     assert len(gateway.orders) == is_sent
     assert [reply.ok for reply in said] == [is_sent]
+
+
+SHARES = {
+    "load-adapter": [28, 10, 7, 25],
+    "unload-adapter": [58, 27],
+    "flush-cache": [310, 164],
+    "start-expert-record": [167],
+    "stop-expert-record": [110],
+    "dump-expert-record": [222],
+    "rebalance-experts": [222],
+    "set-state": [222, 24],
+    "slow-down": [167, 66],
+    "release-memory": [167, 34, 92],
+    "resume-memory": [71, 18],
+    "sleep (vLLM)": [71, 37],
+    "start-profile": [130, 90, 53, 97, 75],
+    "stop-profile": [110],
+    "abort": [58],
+    "scale-replicas": [222, 69, 89, 100],
+    "pause": [130, 53],
+    "continue": [28],
+    "pause (vLLM)": [95, 48, 62],
+    "open-session": [28, 10, 24, 16],
+    "close-session": [28],
+    "state": [110],
+    "join-weight-group": [310, 280, 280],
+    "receive-weights": [272, 149, 207, 207, 150, 207, 211],
+    "leave-weight-group": [110],
+    "update-weights": [310, 72, 248, 72],
+    "put-weights": [222, 69, 126, 122],
+    "get-weights": [110, 46],
+    "check-weights": [58, 29],
+}
+"""Row -> how many of a thousand seeds draw it, and for each field of several values how often its commonest one is."""
+
+
+def shares(row: Row) -> list[int]:
+    bodies = [body for seed in range(1000) if (body := row.draw(Seeded(seed))) is not None]
+    counts = [Counter(repr(getattr(body, name)) for body in bodies) for name in bodies[0].__struct_fields__]
+    return [len(bodies), *(most for ((_, most),) in (count.most_common(1) for count in counts) if most < len(bodies))]
+
+
+def test_each_value_is_drawn_as_often_as_before() -> None:
+    assert {row.name: shares(row) for row in ROWS if row.drawn} == SHARES

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.runtime.dead_letters import KEPT_LETTERS, DeadLetter, DeadLetters, Reason
+from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.runtime.timers import TimerQueue
 from pawl.actors.simulation.manual import ManualContext, Sent
+from tests.actors.conformance_base import Journal, Scribe
 
 
 def test_cancelled_timers_do_not_pile_up() -> None:
@@ -100,3 +102,16 @@ def test_in_the_manual_context_full_refuses_data_and_gone_refuses_all() -> None:
     assert context.send("peer", "x", Lane.CONTROL)
     context.gone.add("peer")
     assert not context.send("peer", "x", Lane.CONTROL)
+
+
+def test_word_of_an_end_for_who_has_ended_is_a_dead_letter() -> None:
+    system = LocalSystem()
+    for name in ("watcher", "watched"):
+        system.spawn(Scribe(Journal()), name)
+    system.watch("watcher", "watched")
+    system._cells["watcher"].mailbox.close()
+    system._send_down("watcher", "watched", "failed")
+    (letter,) = system.dead_letters.recent()
+    down = Down("watched", "failed")
+    assert (letter.to, letter.sender, letter.message) == ("watcher", "watched", down)
+    assert letter.reason is Reason.RECEIVER_GONE
