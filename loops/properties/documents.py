@@ -46,7 +46,8 @@ LIFECYCLE: dict[str, str] = {
     "admission_is_monotone": "starvation under a policy's order: `bounded_overtaking` in simulated runs",
     "drafts_in_bounds": "whether a draft is right: by what the request gets",
     "fair_micro_batches": "that no stage idles: by what virtual time a simulated pipeline takes",
-    "work_conserving": "idle steps while something runs or is in flight",
+    "work_conserving": "idle steps while something runs or is in flight; that an admission goes on while there is "
+    "room: in simulated runs",
 }
 OUTPUTS: dict[str, str] = {
     "schedule_equivalence": "backends that promise nothing of the kind; parallel sizes; log-probabilities",

@@ -1,13 +1,16 @@
-"""The order of admission of a simulated engine, beside what its policy is stated to prefer."""
+"""The order of admission of a simulated engine, beside what its policy is stated to prefer, and where it ends."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pawl.lifecycle.requests import RequestTable
+from pawl.lifecycle.states import State
+from pawl.loops.admission import MAX_PASSED_OVER, Admission
+from pawl.loops.batch import BatchBuilder
 from pawl.loops.loop import Loop
 from pawl.loops.policy import MAX_MATCHED, DepthFirstWeight, LongestPrefixMatch, Waiting
 from pawl.memory.arrays import Int32s
@@ -85,3 +88,37 @@ def watch_policy(loop: Loop, report: Callable[[str, str, int | None], None]) -> 
         return ordered
 
     policy.order = watched
+
+
+def watch_admission(loop: Loop, report: Callable[[str, str, int | None], None]) -> None:
+    """From here on each admission of this loop must go on as long as there is room for prompts and for requests, until
+    one does not fit, as many as may be are passed over, or all were tried."""
+    admission: Any = getattr(loop.planner, "admission", None)
+    if type(admission) is not Admission:
+        return
+    offered, outcomes = list[int](), list[int | None]()
+    admit, candidates, attempt = admission.admit, admission._candidates, admission._try
+
+    def watched_candidates() -> Iterator[int]:
+        for row in candidates():
+            offered.append(row)
+            yield row
+
+    def watched_attempt(*arguments: Any) -> int | None:
+        outcomes.append(attempt(*arguments))
+        return outcomes[-1]
+
+    def watched(builder: BatchBuilder, budget: int, *before: Any) -> int:
+        offered.clear()
+        outcomes.clear()
+        left: int = admit(builder, budget, *before)
+        queues, limits = loop.queues, loop.limits.now
+        full = not loop.memory.slots.free or queues.num_running >= limits.max_running
+        if left > 0 and not full and None not in outcomes and outcomes.count(0) < MAX_PASSED_OVER:
+            waiting = (*queues.retracted, *queues.waiting)
+            for row in (row for row in waiting if row not in offered and loop.table.state[row] == State.QUEUED):
+                text = f"nobody tries to admit it, with room for {left} tokens of prompts, behind {len(offered)} others"
+                report("work_conserving", text, loop.table.info(row).request)
+        return left
+
+    vars(admission).update(admit=watched, _candidates=watched_candidates, _try=watched_attempt)

@@ -33,7 +33,7 @@ from pawl.testing.costs import watch_times
 from pawl.testing.device import SimulatedDevice
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import Model, storage_of
-from pawl.testing.ordering import watch_policy
+from pawl.testing.ordering import watch_admission, watch_policy
 from pawl.testing.parts import Checked, own_parts
 from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
@@ -150,6 +150,7 @@ class SimulatedReplica:
         for part in own_parts(self.scheduler.loop):
             part.report = self._system.report
         watch_policy(self.scheduler.loop, report)
+        watch_admission(self.scheduler.loop, report)
         watch_times(self.scheduler.loop, report)
         memory, config = self.scheduler.loop.memory, self.scheduler.config
         cache = memory.cache

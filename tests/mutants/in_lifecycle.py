@@ -7,6 +7,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.scheduler import Scheduler
 from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.requests import RequestTable
+from pawl.loops.admission import Admission
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
@@ -164,5 +165,12 @@ LIFECYCLE = (
             "np.cumsum(result.counts) - result.counts",
             "np.cumsum(result.counts) - 1",
         ),
+    ),
+    _mutant(
+        "one_who_is_passed_over_ends_the_admission",
+        "work_conserving",
+        "",
+        "Behind a request that waits for a prefix which another one computes nobody is admitted, though there is room.",
+        Edit(Admission.admit, "if passed_over == MAX_PASSED_OVER:", "if passed_over:"),
     ),
 )
