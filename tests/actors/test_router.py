@@ -160,6 +160,19 @@ def test_new_requests_wait_for_as_long_as_the_only_replica_is_gone_and_nobody_ha
     assert ends(context) == []
 
 
+def test_requests_that_wait_for_room_wait_for_one_timer() -> None:
+    router, context = routed(1)
+    context.full.add("scheduler.0")
+    for request in (1, 2):
+        router.receive(asked(request))
+    assert len(context.timers) == 1
+    context.advance(AGAIN_S)
+    assert (len(context.timers), given(context, 0)) == (2, [])
+    context.full.clear()
+    context.advance(AGAIN_S)
+    assert (len(context.timers), [each.request for each in given(context, 0)]) == (2, [1, 2])
+
+
 def test_a_request_that_waits_for_room_ends_as_soon_as_its_client_leaves() -> None:
     router, context = routed(1)
     context.full.add("scheduler.0")
