@@ -211,7 +211,8 @@ class EngineServer:
                 await asyncio.wait({adapters, serving}, return_when=asyncio.FIRST_COMPLETED)
                 if adapters.done():
                     adapters.result()
-                    self._open(engine, listener, on_ready)
+                    if not self._server.should_exit:  # else its socket may be closed
+                        self._open(engine, listener, on_ready)
                 else:
                     adapters.cancel()
             await serving

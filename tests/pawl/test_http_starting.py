@@ -113,6 +113,22 @@ def test_a_server_that_is_stopped_while_it_loads_does_not_wait_for_the_model(con
         assert not loading.go_on.is_set()
 
 
+def test_a_server_that_is_stopped_once_its_model_is_there_is_not_opened(
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Loading(config) as loading:
+
+        async def stopped(*_: object) -> None:
+            loading.server.stop("SIGTERM")
+            while loading.listener.fileno() != -1:
+                await asyncio.sleep(0)
+
+        monkeypatch.setattr("pawl.build.lora.load_adapters", stopped)
+        loading.go_on.set()
+        assert loading.status.result(PATIENCE_S) == 0
+        assert loading.ready == []
+
+
 def test_what_loading_raises_ends_the_server(config: ServerConfig) -> None:
     with Loading(config) as loading:
         loading.failure = OSError("the disk is gone")
