@@ -337,6 +337,28 @@ def test_only_those_of_the_named_requests_end_that_a_scheduler_has() -> None:
     }
 
 
+def test_who_is_still_to_come_is_ended_though_the_order_has_failed_at_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1, 2, 3]), bench.submit(2, [4, 5]))
+    requests, table = bench.scheduler.loop.requests, bench.scheduler.loop.table
+
+    def fails(*_: Any) -> None:
+        monkeypatch.undo()
+        requests.begin(table.row_of[2])
+        raise ERROR
+
+    monkeypatch.setattr(requests, "abort", fails)
+    bench.context.deliver(Abort((2, 3), Cause.CLIENT))
+    assert bench.scheduler.contained is ERROR
+    bench.scheduler.settled()
+    bench.tell(bench.submit(3, [6]))
+    bench.rest()
+    ends = {number: end.cause for number, end in bench.ended.items()}
+    assert (ends[1], ends[3]) == (Cause.LENGTH, Cause.CLIENT)
+
+
 # ---- the router ----
 
 
