@@ -49,7 +49,8 @@ from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.ranks import RankHost
 from pawl.testing.reached import events_of
 from pawl.testing.replica import MakeProperties, SimulatedReplica, record_properties
-from pawl.testing.routing import SimulatedStarter, WatchedRouter
+from pawl.testing.routing import WatchedRouter
+from pawl.testing.starter import SimulatedStarter
 from pawl.testing.timely import timely
 from pawl.testing.workload import Workload
 

@@ -209,4 +209,10 @@ REPLICAS = (
             "(-each.num_open, -each.num_tokens, -each.number)",
         ),
     ),
+    _mutant(
+        "abort_dies_with_its_replica",
+        "abort_is_total",
+        "A request whose replica was lost while it was to end goes on in the next one, which is told nothing.",
+        Edit(Router._opened, "elif routed.aborted is not None:", "elif False:"),
+    ),
 )
