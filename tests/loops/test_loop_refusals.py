@@ -9,9 +9,11 @@ import pytest
 
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Contained
+from pawl.loops.batch import _ones
 from pawl.loops.companion import Companion
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.properties.base import Broken
 from pawl.loops.properties.memory import SingleOwner
 from pawl.loops.replay import NotReplayable, Replay
 from pawl.memory.snapshot import NoSnapshot
@@ -59,3 +61,24 @@ def test_a_trace_that_breaks_off_before_all_that_was_decided_is_told_at_its_end(
         assert list(judge.observe(record, history)) == []
         told |= {violation.explanation[:30] for violation in judge.finish(history)}
     assert told == {"nothing more is recorded, deci"}
+
+
+@pytest.mark.parametrize("look", ["check", "check_admitted", "check_held_back", "check_idle"])
+def test_all_that_one_look_finds_is_told(look: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(pacing="lockstep", max_step_s=1.5, num_pages=40, prefill_chunk=8, lookahead=1)
+    driver.token_s = 0.25
+    found = [Broken("made_up", statement, "") for statement in ("one", "another")]
+    told: list[MemoryViolation] = []
+    monkeypatch.setattr(driver, "violated", told.append)
+    monkeypatch.setattr(driver.loop.checks, look, lambda loop: found)
+    for number in range(4):
+        driver.submit([number] * (20 + number), 12)
+    driver.run()
+    assert told
+    assert told == found * (len(told) // 2)
+
+
+def test_what_steps_of_one_size_share_can_be_written_by_none() -> None:
+    for shared in _ones(3):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0] = 0
