@@ -331,6 +331,24 @@ def test_what_is_recorded_of_known_runs_stays_as_it_is(tmp_path: Path) -> None:
     assert hashlib.blake2b(made, digest_size=8).hexdigest() == "39fce7c3218a4bcd"
 
 
+def test_a_part_goes_on_where_it_begins_with_the_token_drawn_last() -> None:
+    made = recorder.OutsideRecorder(lambda record: None)
+    made.started(scheduler="mine", num_pages=0, page_size=2, reproducible=False)
+    made.submitted(1, [5, 6, 7], 9)
+
+    def goes_on() -> list[int]:
+        assert not any(made._goes_on(recorder.Part(1, start, 1, draws=False)) for start in range(8))
+        return [start for start in range(8) if made._goes_on(recorder.Part(1, start, 1, draws=True))]
+
+    assert goes_on() == []
+    for step, (start, length) in enumerate([(0, 3), (3, 1), (4, 1)], 1):
+        made.planned(step, [recorder.Part(1, start, length, draws=True)])
+        made.committed(step, {1: [9]})
+        assert goes_on() == list(range(2 + step, 8))
+    made.preempted(1)
+    assert goes_on() == []
+
+
 def test_how_far_a_file_is_read_is_known_at_each_line(tmp_path: Path) -> None:
     judged(tmp_path, RUN)
     reader = EventReader(tmp_path / "run.jsonl")
