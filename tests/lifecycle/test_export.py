@@ -20,6 +20,7 @@ from pawl.lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
 from pawl.lifecycle.export.otlp import otlp_trace
 from pawl.lifecycle.export.parquet import ParquetUnavailable, export_parquet
 from pawl.lifecycle.export.timeline import Timeline, _Builder, timeline
+from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Gap, Record, Started, StepPlanned, Submitted, TierTold, Transition
@@ -138,6 +139,15 @@ def test_after_each_record_a_line_is_where_the_table_of_transitions_leads() -> N
             assert {row: builder._in_row[row].reached for row in rows} == reached, record
             live = [builder._in_row[row] for row in rows if reached[row] is not State.NEW]
             assert [line.intervals[-1].state for line in live] == [line.reached for line in live]
+
+
+def test_where_records_break_off_each_line_has_what_its_request_has_had() -> None:
+    records, history = DECODER.decode(ENCODER.encode(STORY.records)), History()
+    for at, record in enumerate(records[: STORY.labels["submitted 3"]], 1):
+        history.advance(record)
+        had = {request: int(history.num_output[row]) for request, row in history.open.items()}
+        lines = {line.request: line.num_output for line in timeline(records[:at]).requests}
+        assert {request: lines[request] for request in had} == had
 
 
 def test_a_step_that_was_lost_says_why() -> None:

@@ -45,6 +45,7 @@ from pawl.loops.select import Role
 from pawl.loops.tiers import RemoteConfig, TierConfig
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.keys import page_keys, root_key
+from pawl.memory.violation import MemoryViolation
 from tests.lifecycle.plain import plain
 from tests.loops.driver import Driver
 
@@ -100,6 +101,9 @@ class Watched(Driver):
         self.ghost.fail_at = {9}
         self.loop.check_all = lambda: None  # after every step it would take half of the time
         self.remote, self.tiers = self.loop.companion(RemotePrefill), self.loop.companion(LowerTiers)
+
+    def violated(self, violation: MemoryViolation) -> None:
+        self.told.append(("violated", str(violation)))
 
     def _tell(self, name: str, does: Callable[..., Any], *asked: Any) -> None:
         self.told.append((name, plain(asked)))
@@ -294,7 +298,7 @@ def run(kind: type | None = None, name: str = "", hit: int = 0) -> str | None:
         nonlocal left
         left -= 1
         if not left:
-            raise Failed
+            raise Failed if hit % 2 else MemoryViolation("planted")
         return does(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -305,7 +309,7 @@ def run(kind: type | None = None, name: str = "", hit: int = 0) -> str | None:
         for request, happens in events():
             try:
                 happens(watched)
-            except Failed:
+            except (Failed, MemoryViolation):
                 watched.survive(request)
                 made.append(watched.kept())
     if kind is not None and left > 0:
