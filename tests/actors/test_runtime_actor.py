@@ -167,6 +167,13 @@ def test_steps_that_a_failed_worker_had_launched_are_lost_and_those_after_them_u
     assert spared(worker, Execute(batch), context) == [], "nobody waits for it any more"
 
 
+def test_all_steps_that_were_launched_are_lost_with_the_worker_in_their_order() -> None:
+    worker, context, batch = launched()
+    worker._launched.append((batch.step + 1, object()))
+    lost = [ExecuteFailed(step, "RuntimeError") for step in (batch.step, batch.step + 1)]
+    assert spared(worker, None, context) == [(NAMES.scheduler, each) for each in lost]
+
+
 def test_a_worker_answers_no_step_that_it_had_launched_before_it_was_reset() -> None:
     worker, context, batch = launched()
     worker.receive(ResetWorker(batch.step + 1))
