@@ -76,7 +76,7 @@ OFTEN = {
             "UnifiedPlanner.plan",
         ),
         (2, 6, 12): ("Memory.admit", "Memory.promise", "RequestTable.complete", "Memory.slide", "Journal.committed"),
-        (1, 2): ("Requests.complete", "Requests.no_answer", "Requests.blame", "Queues.rebuild"),
+        (1, 2): ("Requests.complete", "Journal.adapter"),
         (2, 5): ("Queues.retract", "Loop.glance", "Requests.leave", "Journal.moved", "RemotePrefill.lost"),
     }.items()
     for name in names

@@ -79,6 +79,6 @@ def test_all_that_one_look_finds_is_told(look: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_steps_of_one_size_share_can_be_written_by_none() -> None:
-    for shared in _ones(3):
+    for shared in _ones.__wrapped__(3):
         with pytest.raises(ValueError, match="read-only"):
             shared[0] = 0
