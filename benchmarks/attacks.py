@@ -1,6 +1,6 @@
 """A real server under attack, beside clients that mean well: does anybody notice?
 
-    python -m benchmarks.attacks [--seconds 60] [--rounds 4] [--model ghost] [--elsewhere]
+    python -m benchmarks.attacks [--seconds 60] [--rounds 4] [--model ghost] [--elsewhere] [-- flags of pawl serve]
 
 One process serves, with keys and a trace; one attacks with everything in `SHOTS` and `SIEGES`, from fixed seeds, on the
 loopback address only, bounded in number and time; this one runs the good clients, first alone and then beside the
@@ -9,7 +9,7 @@ memory at the end of each round of the same attacks, and what the audit says of 
 include the attackers' own need of processors, though they are nice: so it also reports the processor time of either
 side, and how long threads of the server waited for a processor. `--elsewhere` has a phase more, of a quarter of the
 time, in which the attackers are at another server on the same machine: what clients wait then, no separation of
-processes can take from them.
+processes can take from them. A model keeps prefixes until its pool is full: `-- --kv-tokens 8192` has that over soon.
 """
 
 from __future__ import annotations
@@ -106,8 +106,7 @@ class Report:
 
 @contextmanager
 def server(folder: Path, model: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], Target]]:
-    """A running server, its log in `folder`/log, its trace in `folder`/trace; told to stop at the end of the block.
-    `more`: further flags."""
+    """A server with flags `more`, its log in `folder`/log, its trace in `folder`/trace; stopped at the end."""
     command = [sys.executable, "-m", "pawl.cli", "serve", model, "--port", "0", "--log-format", "json"]
     command += ["--api-key", KEY, "--admin-api-key", ADMIN_KEY, "--trace-dir", str(folder / "trace"), *more]
     with (folder / "log").open("wb") as log:
@@ -196,19 +195,25 @@ async def _good_clients(target: Target, model: str, seconds: float) -> Waits:
 
 
 def soak(
-    folder: Path, seconds: float, model: str = "ghost", seed: int = 0, rounds: int = 1, elsewhere: bool = False
+    folder: Path,
+    seconds: float,
+    model: str = "ghost",
+    seed: int = 0,
+    rounds: int = 1,
+    elsewhere: bool = False,
+    flags: Sequence[str] = (),
 ) -> Report:
     """Run it in `folder`: a quarter of the time undisturbed, one more beside attacks on another server where
-    `elsewhere` says so, the rest under attack, in `rounds` of the same attacks."""
+    `elsewhere` says so, the rest under attack, in `rounds` of the same attacks. `flags`: of `pawl serve`."""
     report = Report(seconds, model)
     beside, attacked, shots = Waits(), Waits(), Counter[str]()
-    with server(folder, model) as (process, target):
+    with server(folder, model, *flags) as (process, target):
         load = Load(process.pid)
         alone = asyncio.run(_good_clients(target, model, seconds / 4))
         _, report.waiting_alone = load.lap()
         if elsewhere:
             (folder / "other").mkdir()
-            with server(folder / "other", model) as (_, other):
+            with server(folder / "other", model, *flags) as (_, other):
                 _attacked(other, target, model, seconds / 4, seed, beside)
         report.rss_mb.append(resident(process.pid).now_mb)
         for _ in range(rounds):
@@ -335,11 +340,10 @@ def main() -> None:
     parser.add_argument("--model", default="ghost")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--elsewhere", action="store_true", help="first attack another server on this machine")
+    parser.add_argument("flags", nargs="*", help="of pawl serve, after --")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pawl-attacks-") as folder:
-        print(
-            "\n".join(show(soak(Path(folder), given.seconds, given.model, given.seed, given.rounds, given.elsewhere)))
-        )
+        print("\n".join(show(soak(Path(folder), **vars(given)))))
 
 
 if __name__ == "__main__":
