@@ -22,7 +22,7 @@ from typing import Any
 
 from pawl.actors.runtime.cell import Cell
 from pawl.testing.injection import SECRET, Place
-from pawl.testing.lines import ROOM, lines_that_raise
+from pawl.testing.lines import ROOM, begun, lines_that_raise
 
 WATCHED = (
     "actors/",
@@ -67,11 +67,11 @@ class Striker:
         """For `sys.settrace`."""
         code = frame.f_code
         if self._seen is not None:
-            return self._record if watched(code.co_filename) is not None and code.co_name != "<module>" else None
+            return begun(self._record) if watched(code.co_filename) is not None and code.co_name != "<module>" else None
         armed = self._armed
         if armed is None or code.co_qualname != armed[0].function or watched(code.co_filename) != armed[0].file:
             return None
-        return self._strike
+        return begun(self._strike)
 
     def _record(self, frame: FrameType, event: str, _: Any) -> Any:
         seen, code = self._seen, frame.f_code

@@ -77,8 +77,8 @@ def _tell(target: IO[bytes], do: Callable[[], object]) -> None:
 def _joined(setup: Setup) -> Any:
     """The group, with the keys under which PyTorch itself keeps those of a process group of this name."""
     place, limit = setup.place, timedelta(seconds=setup.limit_s)
-    if place.backend == "nccl" and not dist.is_nccl_available():
-        raise NotReceived("this PyTorch has no nccl: the trainer's group must use gloo")
+    if place.backend == "nccl" and not (dist.is_nccl_available() and torch.cuda.is_available()):
+        raise NotReceived("this PyTorch has no nccl, or no GPU: the trainer's group must use gloo")
     store = dist.TCPStore(place.address, place.port, place.world_size, False, timeout=limit)
     device = "cpu" if place.backend == "gloo" else "cuda"
     for prefix in (place.group, f"{place.group}/", f"{device}/"):

@@ -29,17 +29,40 @@ WATCHED = (
 """Files and folders whose lines may raise."""
 UNWATCHED = ("memory/prefix/events.py",)
 """What looks on in tests."""
+TELLS_AGAIN = sys.version_info[:2] == (3, 12)
+"""This Python tells of a line once more where a branch within it ends."""
 
 
 @contextmanager
 def tracing(called: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
-    """Within this context `called` hears of each call in this thread, as `sys.settrace` has it."""
+    """Within this context `called` hears of each call in this thread, as `sys.settrace` has it; what it returns, of
+    each line of that call as it begins."""
     before = sys.gettrace()
-    sys.settrace(called)
+    sys.settrace((lambda frame, event, about: begun(called(frame, event, about))) if TELLS_AGAIN else called)
     try:
         yield
     finally:
         sys.settrace(before)
+
+
+def begun(traced: Callable[[FrameType, str, Any], Any] | None) -> Callable[[FrameType, str, Any], Any] | None:
+    """`traced`, which hears of one frame, without lines that go on: with `TELLS_AGAIN` it would hear of one in its
+    middle, behind what has been done there already, where nothing can fail."""
+    if traced is None or not TELLS_AGAIN:
+        return traced
+    line, at = 0, 0
+
+    def once(frame: FrameType, event: str, about: Any) -> Any:
+        nonlocal line, at
+        if event == "line":
+            goes_on = frame.f_lineno == line and frame.f_lasti > at
+            line, at = frame.f_lineno, frame.f_lasti
+            if goes_on:
+                return once
+        traced(frame, event, about)
+        return once
+
+    return once
 
 
 @cache
@@ -55,7 +78,7 @@ def lines_that_raise(code: CodeType) -> frozenset[int]:
     """Lines of a function that do more than to move what is at hand: the others cannot fail."""
     lines, line = set(), code.co_firstlineno
     for instruction in dis.get_instructions(code):
-        line = instruction.starts_line or line
+        line = instruction.positions.lineno or line if instruction.positions else line
         if instruction.opname not in _MOVES:
             lines.add(line)
     return frozenset(lines)
@@ -66,10 +89,6 @@ _MOVES = frozenset(
         "RESUME",
         "NOP",
         "LOAD_DEREF",
-        "POP_JUMP_FORWARD_IF_FALSE",
-        "POP_JUMP_FORWARD_IF_TRUE",
-        "POP_JUMP_FORWARD_IF_NONE",
-        "POP_JUMP_FORWARD_IF_NOT_NONE",
         "CACHE",
         "LOAD_CONST",
         "LOAD_FAST",
@@ -80,5 +99,7 @@ _MOVES = frozenset(
         "SWAP",
     }
     | {"COPY", "JUMP_FORWARD", "JUMP_BACKWARD", "PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE", "COPY_FREE_VARS"}
+    | {f"POP_JUMP_{way}IF_{what}" for way in ("FORWARD_", "") for what in ("FALSE", "TRUE", "NONE", "NOT_NONE")}
+    | {"RETURN_CONST", "END_FOR", "LOAD_FAST_LOAD_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST", "TO_BOOL"}
 )
-"""Instructions that nothing can fail in."""
+"""Instructions that nothing can fail in, by their names in each Python since 3.11."""

@@ -69,6 +69,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if kind in SIMPLE:
         return SIMPLE[kind]
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if hasattr(origin, "__value__"):  # numpy's arrays are a type alias where Python has those
+        return values_of(origin.__value__[inside])
     if origin is typing.Annotated:
         meta = next((each for each in inside[1:] if isinstance(each, msgspec.Meta)), msgspec.Meta())
         return bounded(inside[0], meta)

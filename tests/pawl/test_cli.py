@@ -111,10 +111,11 @@ def test_what_the_user_can_mend_is_one_line_and_a_status(
 
 @pytest.mark.parametrize("command", ["audit", "replay", "explore"])
 def test_a_failure_looks_like_no_verdict(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"explore": ["--workload", "x" * 5000]}.get(command, ["x" * 5000])
+    words = {"explore": ["--workload", "x" * 300]}.get(command, ["x" * 300])
     assert main([command, *words]) == 4
     told = capsys.readouterr().err
-    assert told.startswith("pawl: [Errno 36] File name too long")
+    assert told.startswith("pawl: ")
+    assert "[Errno 36] File name too long" in told
     assert told.count("\n") == 1
 
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_explored_is_refused(
 
 def test_a_file_without_a_schedule_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other.json").write_text("{}")
-    assert main(["replay", str(tmp_path / "other.json")]) == 1
+    assert main(["replay", str(tmp_path / "other.json")]) == 4
     assert "no schedule" in capsys.readouterr().err
 
 
