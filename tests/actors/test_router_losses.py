@@ -12,6 +12,7 @@ from pawl.actors.control.scaling import ScaleReplicas
 from pawl.actors.fleet import LEAVING, STARTING, STOPPING
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import NoneLeft, NotReplaced, ReplicaFailed, ReplicaJoined, ReplicaUp
 from pawl.actors.messages.weights import AS_STARTED, WeightsServed
 from pawl.actors.names import PREFILL, Names, names_of
@@ -20,10 +21,12 @@ from pawl.actors.present import SENT
 from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.weight_source import FromBytes
 from pawl.loops.adapter import Named
 from pawl.loops.intake import Order
 from pawl.loops.orders.limits import SetState
+from pawl.loops.orders.memory import ReleaseMemory
 from pawl.loops.orders.requests import Drain
 from pawl.loops.orders.serving import Continue, Pause
 from pawl.loops.orders.weight_groups import JoinWeightGroup
@@ -163,6 +166,27 @@ def test_an_order_that_one_takes_with_it_is_answered_when_the_gateway_knows_what
         router.receive(Down("scheduler.1", "failed"))
     said = told(context, WeightsServed | Reply)  # type: ignore[arg-type]
     assert (said[0], [each.ticket for each in said[1:]]) == (AS_STARTED, [9])
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["refused", "done"])
+def test_who_comes_when_nobody_is_left_says_what_it_serves_and_what_it_has_released(done: bool) -> None:
+    router, context, _ = routed(1)
+    serves, lacks = msgspec.structs.replace(NEW, replica=0), MemoryReleased((MemoryTag.KV_CACHE,), replica=0)
+    for message in (serves, lacks):
+        router.receive(message)
+    ordered(router, context, UpdateWeights(model_path="/new", weight_version="a"), done)
+    ordered(router, context, ReleaseMemory(tags=lacks.tags), done)
+    router.receive(Down("scheduler.0", "failed"))
+    told(context, object)
+    router.receive(ReplicaUp(names_of(1)))
+    for heard in (NEW, msgspec.structs.replace(lacks, replica=1)) if done else ():
+        assert list(router.replicas) == []
+        ask = next(sent.message for sent in context.take_sent() if isinstance(sent.message, Ask))
+        router.receive(heard)
+        router.receive(Reply(ask.ticket, True))
+    assert list(router.replicas) == [1]
+    believed = [sent.message for sent in context.sent if isinstance(sent.message, WeightsServed | MemoryReleased)]
+    assert believed == ([NEW, lacks] if done else [AS_STARTED, MemoryReleased(())])
 
 
 def test_weights_that_were_sent_to_only_one_keep_nobody_out_once_it_is_gone() -> None:
