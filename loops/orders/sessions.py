@@ -13,6 +13,8 @@ from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.orders.requests import Abort
 from pawl.loops.sessions import Session, Wish
 
+TAKES_ITS_PLACE = "takes its place"
+"""So ends what a request is told that another turn ends."""
 MAX_CAPACITY = 2**31 - 1
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -90,4 +92,4 @@ class BeginTurn(Order, frozen=True, tag="begin_turn"):
         begun = loop.requests.sessions.begin(wish, lambda request: table.known(table.row_of[request]))
         intake.begun = begun
         if begun.ends:
-            intake.deliver(Abort(begun.ends, Cause.CLIENT, f"turn {self.rid!r} takes its place"), now)
+            intake.deliver(Abort(begun.ends, Cause.CLIENT, f"turn {self.rid!r} {TAKES_ITS_PLACE}"), now)

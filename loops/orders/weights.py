@@ -12,6 +12,9 @@ from pawl.loops.orders.requests import Abort
 from pawl.loops.versions import VersionName
 from pawl.loops.weights import BUSY
 
+RENAMED, EXCHANGED = "the weights were renamed", "the weights were exchanged"
+"""What a request is told that an order about weights ends."""
+
 
 class UpdateWeights(Order, frozen=True, kw_only=True, tag="update_weights"):
     """Serve other weights of the same model, from a folder of safetensors or a GGUF file. They are read and verified
@@ -76,7 +79,7 @@ class RenameWeights(Order, frozen=True, tag="rename_weights"):
         intake.weights.rename(self.new_version, now)
         live = tuple(intake.loop.table.row_of)
         if self.abort_all_requests and live:
-            intake.deliver(Abort(live, message="the weights were renamed"), now)
+            intake.deliver(Abort(live, message=RENAMED), now)
         return Outcome(True, f"Weight version updated to {self.new_version}", {"new_version": self.new_version})
 
 
@@ -99,7 +102,7 @@ class WeightsSwapped(Order, frozen=True, tag="weights_swapped"):
         update = intake.weights.swapped(self.ticket, now)
         live = tuple(intake.loop.table.row_of)
         if update is not None and update.abort and live:
-            intake.deliver(Abort(live, message="the weights were exchanged"), now)
+            intake.deliver(Abort(live, message=EXCHANGED), now)
 
 
 class WeightsFailed(Order, frozen=True, tag="weights_failed"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from pawl.lifecycle.namespaces import salt_of
 from pawl.lifecycle.records import Delivered, Submitted, Transition
 from pawl.lifecycle.states import Cause, Event
+from pawl.loops.orders.sessions import TAKES_ITS_PLACE
+from pawl.loops.orders.weights import EXCHANGED, RENAMED
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.routing import ROUNDING_S
 
@@ -144,6 +146,7 @@ def check_aborts(run: Cluster) -> None:
         records = replica.trace.records
         orders = [each for each in records if isinstance(each, Delivered) and each.kind == "abort"]
         told = [each for each in orders if each.fields.get("cause", Cause.CLIENT) in (Cause.CLIENT, Cause.DISCONNECT)]
+        told = [each for each in told if not _by_an_order(each.fields.get("message", ""))]
         counts = Counter(request for each in told for request in each.fields.get("requests", ()))
         for request, count in counts.items():
             if count > 1 and not replica.scheduler.num_contained:
@@ -155,3 +158,8 @@ def _time_passes_on_the_way(run: Cluster) -> bool:
     they tell, is not true then."""
     faults, shape = run.system.faults.faults, run.workload.shape
     return (shape.routed and shape.steps_take_time) or faults.rush + faults.late + faults.freeze + faults.part > 0
+
+
+def _by_an_order(message: str) -> bool:
+    """An order about something else ends the request, beside what its client wants."""
+    return message in (RENAMED, EXCHANGED) or message.endswith(TAKES_ITS_PLACE)

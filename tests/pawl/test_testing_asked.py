@@ -13,6 +13,8 @@ from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.lifecycle.records import Delivered, Submitted
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.sessions import TAKES_ITS_PLACE
+from pawl.loops.orders.weights import EXCHANGED, RENAMED
 from pawl.testing import Arrival, PropertyFailed, Workload
 from pawl.testing.asked import check_aborts, check_accepted, check_asked, check_times, ended_with_its_text
 from pawl.testing.cluster import NO_FAULTS, Cluster, cluster
@@ -170,14 +172,25 @@ def test_whose_last_token_completes_its_stop_string_is_told_what_its_scheduler_k
         check_times(run, client)
 
 
-@pytest.mark.parametrize(("count", "survived"), [(1, False), (2, False), (2, True)])
-def test_a_scheduler_is_told_once_to_abort_a_request(count: int, survived: bool) -> None:
+@pytest.mark.parametrize(
+    ("messages", "survived", "right"),
+    [
+        ([""], False, True),
+        (["", ""], False, False),
+        (["", "its client says why"], False, False),
+        (["", ""], True, True),
+        *((["", by_an_order], False, True) for by_an_order in (RENAMED, EXCHANGED, f"turn 'a' {TAKES_ITS_PLACE}")),
+    ],
+)
+def test_a_scheduler_is_told_once_to_abort_a_request(messages: list[str], survived: bool, right: bool) -> None:
     run = served()
     (client,) = run.desk.clients
-    more = [Delivered("abort", {"requests": [client.request], "cause": "client"}, 0, 9.0)] * count
-    run.serving[0].trace.records += more
+    run.serving[0].trace.records += [
+        Delivered("abort", {"requests": [client.request], "cause": "client", "message": message}, 0, 9.0)
+        for message in messages
+    ]
     run.serving[0].scheduler.num_contained = int(survived)
-    if count == 1 or survived:
+    if right:
         check_aborts(run)
         return
     with pytest.raises(PropertyFailed, match="its scheduler was told 2 times to abort it"):
