@@ -212,10 +212,9 @@ class Fleet:
         if self.replicas and all(each.weights != replica.weights for each in self.replicas.values()):
             self._refused(replica, OTHER_WEIGHTS)
             return
-        alone = not self.replicas
         replica.held = Held(self.questions.present.weights)
         self.replicas[replica.number] = replica
-        if alone:  # what the gateway has heard is of others, that are gone
+        if len(self.replicas) == 1:  # what the gateway has heard is of others, that are gone
             self._send_gateway(replica.served or AS_STARTED)
             self._send_gateway(released_by_any(self.replicas))
         self._tell_adapters()
