@@ -34,7 +34,7 @@ from pawl.loops.orders.weights import UpdateWeights, WeightsStaged, WeightsSwapp
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.testing.expectations import simulated_grammars
-from tests.actors.tier_net import started
+from tests.loops.driver import first_record
 
 
 class Bench:
@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, **overrides: Any) -> None:
         settings = {"num_pages": 64, "page_size": 4, "max_context": 128, "max_running": 4, "max_queued": 8}
         config = LoopConfig(**(settings | overrides))
-        self.scheduler = Scheduler(config, 60.0, started(config))
+        self.scheduler = Scheduler(config, 60.0, first_record(config))
         self.context = ManualContext(self.scheduler, "scheduler")
         self.ghost = Ghost.for_shape(config)
         self.tokens: dict[int, list[int]] = {}

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from pawl.actors.gateway import Gateway
@@ -29,7 +28,6 @@ from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors
 from pawl.gpu.ghost.oracle import expected, expected_pages
 from pawl.gpu.ghost.runner import Ghost
-from pawl.lifecycle.records import Started
 from pawl.lifecycle.states import Cause
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.select import LoopConfig
@@ -40,22 +38,7 @@ from pawl.memory.tiers.keys import page_keys
 from pawl.testing.expectations import vocabulary
 from pawl.testing.replica import MemoryTrace
 from tests.actors.heard import Heard, asking
-
-
-def started(config: LoopConfig) -> Started:
-    """First record of a net's trace."""
-    return Started(
-        version="test",
-        model="ghost",
-        config={"loop": msgspec.to_builtins(config), "backend": "ghost"},
-        num_pages=config.num_pages,
-        page_size=config.page_size,
-        num_slots=config.max_running,
-        seed=0,
-        time=0.0,
-        wall=0.0,
-    )
-
+from tests.loops.driver import first_record
 
 PAGE_SIZE = 4
 PAGE_BYTES = 16 * PAGE_SIZE
@@ -121,7 +104,7 @@ class Net(Heard):
         self.ghost = (make_runner or Ghost.for_shape)(config)
         self.store = TierStore(HostPool(host_pages, page_bytes), files, eager=write_policy != "write-back")
         recorder: Any = MemoryTrace()
-        begun = started(config)
+        begun = first_record(config)
         self.records: list[Any] = [begun]
         parts = Parts(
             source=GhostSource(),

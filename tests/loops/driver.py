@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pawl.gpu.ghost.language import END_TOKEN
 from pawl.gpu.ghost.runner import Ghost, PlannedFailure
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
@@ -32,6 +34,21 @@ from pawl.testing.expectations import simulated_grammars
 STAGES = 3
 """Of the pipeline."""
 CELLS = [(pacing, mixed) for pacing in PACINGS for mixed in (False, True)]
+
+
+def first_record(config: LoopConfig, seed: int = 0) -> Started:
+    """Of the trace of such a loop, with a ghost as its worker."""
+    return Started(
+        version="test",
+        model="ghost",
+        config={"loop": msgspec.to_builtins(config), "backend": "ghost"},
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        num_slots=config.max_running,
+        seed=seed,
+        time=0.0,
+        wall=0.0,
+    )
 
 
 class Driver:

@@ -24,7 +24,7 @@ import pytest
 
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.namespaces import under
-from pawl.lifecycle.records import DECODER, ENCODER, Record, Started
+from pawl.lifecycle.records import DECODER, ENCODER, Record
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Order
 from pawl.loops.loop import Loop
@@ -47,7 +47,7 @@ from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.keys import page_keys, root_key
 from pawl.memory.violation import MemoryViolation
 from tests.lifecycle.plain import plain
-from tests.loops.driver import Driver
+from tests.loops.driver import Driver, first_record
 
 FILE = Path(__file__).with_name("failures.txt")
 FAILURE = "OSError at worker"
@@ -253,20 +253,9 @@ def events() -> Iterator[tuple[int, Callable[[Watched], Any]]]:
 def recorded() -> list[Record]:
     """The run without any exception, as a reader of its trace gets it."""
     run = Watched()
-    started = Started(
-        version="test",
-        model="ghost",
-        config={"loop": msgspec.to_builtins(run.config), "backend": "ghost"},
-        num_pages=run.config.num_pages,
-        page_size=run.config.page_size,
-        num_slots=run.config.max_running,
-        seed=0,
-        time=0.0,
-        wall=0.0,
-    )
     for _, happens in events():
         happens(run)
-    return DECODER.decode(ENCODER.encode([started, *run.records]))
+    return DECODER.decode(ENCODER.encode([first_record(run.config), *run.records]))
 
 
 class Failed(Exception):

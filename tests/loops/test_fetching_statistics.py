@@ -10,8 +10,8 @@ from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import DECODER, ENCODER, Checkpoint
 from pawl.loops.snapshot import checkpoint
+from tests.loops.driver import first_record
 from tests.loops.test_fetching import PAGE, PROMPT, TierDriver, end_lease, fetching, lose_the_worker
-from tests.loops.test_recomputed import started_of
 
 of = itemgetter("fetching", "abandoned")
 
@@ -38,7 +38,7 @@ def test_a_judge_that_begins_at_a_checkpoint_knows_of_every_fetch_that_is_under_
         driver.know(prompt)
     requests = [driver.submit(prompt, 4) for prompt in prompts]
     assert not driver.step()
-    driver.loop.journal._started = started_of(driver, 0)
+    driver.loop.journal._started = first_record(driver.config, 0)
     checkpoint(driver.intake, driver.now)
     record = driver.records[-1]
     assert isinstance(record, Checkpoint)

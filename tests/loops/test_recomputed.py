@@ -25,7 +25,6 @@ from pawl.lifecycle.records import (
     Checkpoint,
     Delivered,
     Record,
-    Started,
     StepCommitted,
     StepRolledBack,
     Submitted,
@@ -38,7 +37,7 @@ from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.recomputed import Recomputed, Tally
 from pawl.loops.replay import replay
 from pawl.loops.snapshot import checkpoint
-from tests.loops.driver import CELLS, Driver
+from tests.loops.driver import CELLS, Driver, first_record
 from tests.loops.test_adapters import Server
 
 WAYS: tuple[dict[str, Any], ...] = (
@@ -56,22 +55,6 @@ WAYS: tuple[dict[str, Any], ...] = (
 CONFIG: dict[str, object] = {"num_pages": 16, "max_context": 60, "max_running": 4, "lookahead": 0}
 
 
-def started_of(driver: Driver, seed: int) -> Started:
-    """The first record."""
-    facts = {"loop": msgspec.to_builtins(driver.config), "backend": "ghost"}
-    return Started(
-        version="test",
-        model="ghost",
-        config=facts,
-        num_pages=16,
-        page_size=4,
-        num_slots=4,
-        seed=seed,
-        time=0.0,
-        wall=0.0,
-    )
-
-
 @lru_cache(maxsize=16)
 def _recorded(seed: int, pacing: str, mixed: bool, checkpoint_at: int) -> bytes:
     """Requests of every way to draw in tight memory, with aborts, cut outputs and a lost step. With `checkpoint_at`,
@@ -79,7 +62,7 @@ def _recorded(seed: int, pacing: str, mixed: bool, checkpoint_at: int) -> bytes:
     source = random.Random(seed)
     driver = Driver(pacing=pacing, mixed=mixed, seed=seed, **CONFIG)
     driver.ghost.fail_at = {source.randrange(5, 40)}
-    driver.loop.journal._started = started = started_of(driver, seed)
+    driver.loop.journal._started = started = first_record(driver.config, seed)
     ways = [dict(way, seed=source.randrange(1 << 40)) for way in WAYS * 3]
     steps = 0
     while driver.step() or ways:
@@ -144,7 +127,7 @@ def test_all_vectors_of_one_step_are_computed_again() -> None:
         pass
     made = [record.embedded for record in driver.records if isinstance(record, StepCommitted) and record.embedded]
     assert [len(int32s(embedded.rows)) for embedded in made] == [3]
-    violations, tally = judged([started_of(driver, 1), *DECODER.decode(ENCODER.encode(driver.records))])
+    violations, tally = judged([first_record(driver.config, 1), *DECODER.decode(ENCODER.encode(driver.records))])
     assert (violations, tally.vectors) == ([], 3)
 
 
@@ -201,7 +184,7 @@ def test_output_that_a_lost_replica_has_given_is_computed_only_if_the_weights_at
     output = np.array([5, 6], np.int32)
     driver.intake.submit(info, np.array([1, 2, 3], np.int32), 0, float("inf"), 0.0, output)
     driver.run()
-    records: list[Any] = [started_of(driver, 0), *driver.records]
+    records: list[Any] = [first_record(driver.config, 0), *driver.records]
     violations, _ = judged(records)
     assert [each.request for each in violations] == [1]
     records = [
@@ -230,7 +213,7 @@ class WithAdapters(Server):
         self.serve()
 
     def trace(self) -> list[Any]:
-        return DECODER.decode(ENCODER.encode([started_of(self, 0), *self.records]))
+        return DECODER.decode(ENCODER.encode([first_record(self.config, 0), *self.records]))
 
 
 def test_output_with_an_adapter_is_computed_with_the_content_that_it_had() -> None:

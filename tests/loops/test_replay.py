@@ -38,7 +38,7 @@ from pawl.loops.orders.requests import Abort, CheckDeadlines, Finish
 from pawl.loops.pacing import PACINGS
 from pawl.loops.replay import Diverged, NotReplayable, Replay, replay
 from tests.lifecycle.story import replies_of
-from tests.loops.driver import CELLS, Driver
+from tests.loops.driver import CELLS, Driver, first_record
 
 
 def record_run(
@@ -85,24 +85,9 @@ def _recorded(seed: int, pacing: str, mixed: bool, policy: str, whole: bool) -> 
     if whole:
         loop = driver.loop
         loop.journal.closed(STOPPED, loop.counters, len(loop.table), loop.memory.pages)
-    made: list[Record] = [_started_of(driver, seed), *driver.records]  # type: ignore[list-item]
+    made: list[Record] = [first_record(driver.config, seed), *driver.records]  # type: ignore[list-item]
     made += replies_of(made) if whole else ()
     return ENCODER.encode(made)
-
-
-def _started_of(driver: Driver, seed: int) -> Started:
-    config = driver.config
-    return Started(
-        version="test",
-        model="ghost",
-        config={"loop": msgspec.to_builtins(config), "backend": "ghost"},
-        num_pages=config.num_pages,
-        page_size=config.page_size,
-        num_slots=config.max_running,
-        seed=seed,
-        time=0.0,
-        wall=0.0,
-    )
 
 
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
@@ -209,7 +194,7 @@ def test_who_gets_no_answer_of_a_step_ends_in_a_replay_as_well(pacing: str, miss
     driver.run()
     causes = {ending.cause for ending in driver.ending_of.values()}
     assert causes & {Cause.GRAMMAR, Cause.INTERNAL}
-    records = DECODER.decode(ENCODER.encode([_started_of(driver, 0), *driver.records]))
+    records = DECODER.decode(ENCODER.encode([first_record(driver.config, 0), *driver.records]))
     assert replay(records).number == len(records)
 
 

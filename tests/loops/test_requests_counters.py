@@ -23,8 +23,8 @@ from pawl.lifecycle.states import Event
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.pacing import PACINGS
 from pawl.loops.requests import Counters
-from tests.loops.driver import Driver
-from tests.loops.test_recomputed import CONFIG, started_of
+from tests.loops.driver import Driver, first_record
+from tests.loops.test_recomputed import CONFIG
 
 
 def counted(records: list[Record]) -> Counters:
@@ -74,7 +74,7 @@ def test_each_counter_is_what_the_trace_shows(pacing: str) -> None:
         source = random.Random(seed)
         driver = Driver(pacing=pacing, mixed=bool(seed % 2), seed=seed, **CONFIG)
         driver.ghost.fail_at = {source.randrange(3, 20), source.randrange(20, 60)}
-        driver.loop.journal._started = started = started_of(driver, seed)
+        driver.loop.journal._started = started = first_record(driver.config, seed)
         wanted = 14
         while driver.step() or wanted:
             for _ in range(min(wanted, source.randrange(3))):

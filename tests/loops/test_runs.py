@@ -23,7 +23,7 @@ from pawl.loops.replay import Replay
 from pawl.loops.runs import Runs, cut_runs
 from pawl.loops.speculation import Drafter, Drafts, SpeculationConfig
 from pawl.memory.arrays import Indices
-from tests.loops.driver import CELLS, Driver
+from tests.loops.driver import CELLS, Driver, first_record
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -72,18 +72,7 @@ class RunDriver(Driver):
         """What was recorded, as a reader of the trace gets it."""
         loop = self.loop
         loop.journal.closed(STOPPED, loop.counters, len(loop.table), loop.memory.pages)
-        started = Started(
-            version="test",
-            model="ghost",
-            config={"loop": msgspec.to_builtins(self.config), "backend": "ghost"},
-            num_pages=self.config.num_pages,
-            page_size=self.config.page_size,
-            num_slots=self.config.max_running,
-            seed=0,
-            time=0.0,
-            wall=0.0,
-        )
-        made: list[Record] = [started, *self.records]  # type: ignore[list-item]
+        made: list[Record] = [first_record(self.config), *self.records]  # type: ignore[list-item]
         return DECODER.decode(ENCODER.encode(made))
 
 

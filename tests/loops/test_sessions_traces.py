@@ -15,8 +15,7 @@ from pawl.lifecycle.records import DECODER, ENCODER, Checkpoint, Delivered, Reco
 from pawl.loops.orders.requests import Abort
 from pawl.loops.orders.sessions import BeginTurn, CloseSession, OpenSession
 from pawl.loops.snapshot import checkpoint
-from tests.loops.driver import Driver
-from tests.loops.test_recomputed import started_of
+from tests.loops.driver import Driver, first_record
 
 SEEDS = range(12)
 
@@ -26,7 +25,7 @@ def run_of(seed: int) -> list[Record]:
     time that no step is in flight."""
     source = random.Random(seed)
     driver = Driver(pacing=source.choice(("lockstep", "overlap")))
-    driver.loop.journal._started = started = started_of(driver, seed)
+    driver.loop.journal._started = started = first_record(driver.config, seed)
     streaming, capacity = source.random() < 0.25, source.choice((0, 14, 30))
     driver.intake.deliver(OpenSession("s", capacity, 0.0, streaming), 0.0)
     names: list[str] = []

@@ -12,7 +12,7 @@ import pytest
 
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
-from pawl.lifecycle.records import DECODER, Checkpoint, Record, Started
+from pawl.lifecycle.records import DECODER, Checkpoint, Record
 from pawl.lifecycle.step_times import StepTimes
 from pawl.loops import snapshot
 from pawl.loops.decision_log import OneDecisionLog
@@ -21,7 +21,7 @@ from pawl.loops.replay import Diverged, Impossible, Replay, replay
 from pawl.loops.speculation import SpeculationConfig
 from pawl.memory.violation import MemoryViolation
 from tests.loops import test_replay
-from tests.loops.driver import Driver
+from tests.loops.driver import Driver, first_record
 from tests.loops.test_replay_corruptions import FORGERIES, NAMED_AS_MISSING
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -70,18 +70,7 @@ def recorded(seed: int, pacing: str, shape: str, policy: str = "fcfs") -> tuple[
     def make(**settings: Any) -> Driver:
         driver = Checkpointing(**(settings | fields | {"pacing": pacing}))
         driver.token_s = 0.125 if "max_step_s" in fields else 0.0
-        facts = {"loop": msgspec.to_builtins(driver.config), "backend": "ghost"}
-        driver.loop.journal._started = Started(
-            version="test",
-            model="ghost",
-            config=facts,
-            num_pages=driver.config.num_pages,
-            page_size=driver.config.page_size,
-            num_slots=driver.config.max_running,
-            seed=seed,
-            time=0.0,
-            wall=0.0,
-        )
+        driver.loop.journal._started = first_record(driver.config, seed)
         return driver
 
     with pytest.MonkeyPatch.context() as patched:

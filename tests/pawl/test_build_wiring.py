@@ -25,7 +25,7 @@ from pawl.testing.expectations import vocabulary
 from pawl.testing.parameters import parameters_of
 from pawl.testing.replica import MemoryTrace
 from pawl.testing.workload import Arrival
-from tests.actors.test_scheduler import started
+from tests.loops.driver import first_record
 
 PROMPT = (97, 98, 97)
 
@@ -39,7 +39,7 @@ def actors(names: Names = NAMES, *, whole: bool = False) -> tuple[Gateway, tuple
         vocabulary=vocabulary(),
         runner=Ghost.for_shape(config),
         loop_config=config,
-        recorder=Recorder(recorder, started(config)) if whole else None,  # type: ignore[arg-type]
+        recorder=Recorder(recorder, first_record(config)) if whole else None,  # type: ignore[arg-type]
         storage=Storage(TierStore(HostPool(2, 64), None, eager=True), names) if whole else None,
     )
     gateway = Gateway(traced=whole, short=8, names=names)
