@@ -115,7 +115,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             yield f"  incomplete: {reason}"
         for damage in self.damage:
             yield f"  {damage.kind} at block {damage.block}: {damage.reason}"
-        if self.open_requests and self.verdict != Verdict.PASS:
+        if self.open_requests:
             shown = ", ".join(map(str, self.open_requests[:20]))
             more = len(self.open_requests) - 20
             yield f"  open there: requests {shown}" + (f" and {more} more" if more > 0 else "")

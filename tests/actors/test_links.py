@@ -214,6 +214,6 @@ def test_an_exception_at_any_line_of_links_costs_no_link() -> None:
 
     whole = ["PrefillerUp", "PrefillerDown"] * 2
     assert told(Pair(Strike(()))) == whole
-    tried = list(each_struck((links,), Pair))
+    tried = list(each_struck((links,), Pair, said="d60a27fb"))
     assert len(tried) > 20
     assert [name for name, life in tried if told(life) != whole] == []

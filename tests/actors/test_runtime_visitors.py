@@ -224,9 +224,16 @@ def test_who_breaks_off_a_visit_hears_so_and_the_actor_has_ended() -> None:
     system.spawn(actor, "broken")
     system.start()
     woken = woken_by_a_visitor(system, "broken")
+    cell, go, found = system._cells["broken"], woken.go, []
+    assert isinstance(cell, Cell)
+
+    def gone_on() -> None:
+        found.append(cell.phase)
+        go()
+
+    woken.go = gone_on
     with pytest.raises(Broken):
         woken.visit()
-    cell = system._cells["broken"]
-    assert isinstance(cell, Cell)
+    assert found == [Phase.ENDED], "its own thread finds it as it was"
     assert cell.over.wait(GENEROUS_S)
     assert system.stop(timeout_s=GENEROUS_S) == ()

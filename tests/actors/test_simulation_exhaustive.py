@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.simulation.choice import Footprint
+from pawl.actors.simulation.choice import Footprint, Kind, Value
 from pawl.actors.simulation.exploration import Result, explore
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.network import all_wires, no_wires
@@ -150,6 +150,21 @@ def test_a_bounded_search_says_that_it_was_bounded() -> None:
     result = explore(writing("abx", TWO_TO_ONE, outcomes), Exhaustive(max_depth=3), 20_000)
     assert result.schedules < 20_000
     assert not result.exhausted
+
+
+def ready(name: str) -> Value:
+    return Value(name, (name, 0), name, name, fault=False)
+
+
+def test_what_happens_behind_the_bound_says_nothing_of_what_was_decided_before_it() -> None:
+    def touched(max_depth: int) -> Footprint:
+        strategy = Exhaustive(max_depth=max_depth)
+        for name in "ab":
+            strategy.choose(Kind.NEXT, [ready(name), ready("c")])
+            strategy.executed(Footprint(frozenset(name), everything=False))
+        return strategy._path[-1].footprint
+
+    assert [touched(depth).targets for depth in (1, 2)] == [{"a"}, {"b"}]
 
 
 def test_faults_are_choices_of_the_search_too() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from pawl.actors.runtime.actor import Lane, Overflow
-from pawl.actors.simulation.choice import ChoiceSource, Footprint, Kind, Option
+from pawl.actors.runtime.dead_letters import Reason
+from pawl.actors.simulation.choice import LINE, ChoiceSource, Footprint, Kind, Option
 from pawl.actors.simulation.exploration import Case, explore
 from pawl.actors.simulation.faults import Faults
-from pawl.actors.simulation.network import IsWire, all_wires, no_wires
+from pawl.actors.simulation.network import DownNotice, IsWire, all_wires, no_wires
 from pawl.actors.simulation.strategies.exhaustive import Exhaustive
 from pawl.actors.simulation.strategies.races import Happened, Order
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
@@ -152,6 +153,25 @@ def test_a_down_that_is_due_is_named_before_what_came_later() -> None:
     system.send("watcher", Say(1), Lane.SYSTEM)
     system.run()
     assert labels[1:] == [("watcher<peer>watcher.SYSTEM", "Down"), ("watcher<outside>watcher.SYSTEM", "Say")]
+
+
+def test_word_of_an_end_comes_behind_what_its_sender_sent_and_is_a_dead_letter_where_nobody_reads_it() -> None:
+    source = Watching(1)
+    system = SimulatedSystem(source)
+    for name in "ax":
+        system.spawn(Scribe(Journal()), name)
+    system.watch("x", "a")
+    system.send("a", Crash(1))
+    system.start()
+    system.run(lambda: any(isinstance(event, DownNotice) for event in system.network.ready))
+    (notice,) = [event for event in system.network.ready if isinstance(event, DownNotice)]
+    assert notice.label == "a>x.down"
+    notice.mailbox.close()
+    system.run()
+    (footprint,) = [footprint for label, footprint in source.footprints if label == notice.label]
+    assert f"{LINE}a" in footprint.targets
+    letter = system.dead_letters.recent()[-1]
+    assert (letter.to, letter.sender, letter.reason) == ("x", "a", Reason.RECEIVER_GONE)
 
 
 @pytest.mark.parametrize("wires", [all_wires, no_wires])
