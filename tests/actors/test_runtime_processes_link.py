@@ -158,6 +158,12 @@ def test_what_had_not_gone_to_a_process_that_is_left_is_gone_with_its_receiver(b
     assert not between.a.send("y", Say(3))
 
 
+def test_a_system_that_never_began_stops_though_an_actor_of_its_order_is_lost(between: Between) -> None:
+    between.a.send("y", Say(1))
+    between.deliver().a.lost(between.a.links["b"], "killed")
+    assert between.a.stop(["y"], timeout_s=GENEROUS_S) == ()
+
+
 def test_who_leaves_behind_an_actor_that_has_failed_is_heard_first_about_that(between: Between) -> None:
     between.b.start()
     between.a.send("y", Relay("x"))  # which x has not taken yet

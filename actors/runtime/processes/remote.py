@@ -75,7 +75,8 @@ class RemoteCell:
 
     def withdraw(self) -> None:
         """Nobody here sends to it any more."""
-        self.end(self.mailbox.close_sent(), Reason.RECEIVER_GONE)
+        if self.phase is Phase.RUNNING:
+            self.end(self.mailbox.close_sent(), Reason.RECEIVER_GONE)
 
     def end(self, left: list[Entry], reason: Reason) -> None:
         """It has ended; `left` is what it never took."""

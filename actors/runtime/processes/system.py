@@ -235,5 +235,4 @@ class ProcessSystem(LocalSystem):
             link.finished(told_s)
         if link is not None and self._forget(link, BYE_S, Bye()):
             for cell in link.cells.values():
-                if cell.phase is Phase.RUNNING:
-                    cell.withdraw()
+                cell.withdraw()
