@@ -133,16 +133,19 @@ class FleetSize:
         if replica is not None and replica.leaving == message.order:
             self._left(replica)
 
+    def begun(self) -> None:
+        """One more is started."""
+        self.num_starting += 1
+
     def joined(self) -> None:
         """One that was started takes requests."""
-        self.num_starting -= 1
-        self._dismiss()
+        self.dismiss()
         self.look()
 
     def failed(self) -> None:
         """One that was started does not come."""
-        self.num_starting -= 1
         self.call_back()
+        self.num_starting -= 1
 
     def call_back(self) -> None:
         """Who leaves takes requests again, if too few do: one that is started may come late, or not at all."""
@@ -157,8 +160,8 @@ class FleetSize:
         """Have the gateway know, where it does not."""
         counts = self._counts()
         if counts != self._told:
-            self._told = counts
             self._actor.context.send(FRONT.gateway, counts, Lane.CONTROL)
+            self._told = counts
 
     def _counts(self) -> ReplicaCounts:
         serving, leaving = len(self.taking), len(self.leaving)
@@ -169,23 +172,22 @@ class FleetSize:
         self.wanted, self._grace_s, why_not = wanted, grace_s, ""
         self.call_back()
         while self.num_missing > 0 and not why_not:
-            why_not = self._add()
-            self.num_starting += not why_not
+            self.num_starting += not (why_not := self._add())
         self._refused = bool(why_not)
         if why_not:
             log.error("a replica cannot be started", reason=why_not)
             self.settle_for_less()
-        self._dismiss()
+        self.dismiss()
         return why_not
 
-    def _dismiss(self) -> None:
+    def dismiss(self) -> None:
         """Those leave that are too many and have the least to do; of such, the newest."""
         taking = sorted(self.taking, key=lambda each: (each.num_open, each.num_tokens, -each.number))
         for replica in taking[: max(0, len(taking) - self.wanted)]:
-            self._num_orders += 1
-            replica.leaving = self._num_orders
             log.info("a replica leaves", replica=replica.number, open=replica.num_open)
             self._leaves(replica)
             if self._is_busy(replica):
-                self._actor.context.after(self._grace_s, LeaveNow(replica.number, replica.leaving))
+                self._actor.context.after(self._grace_s, LeaveNow(replica.number, self._num_orders + 1))
+            # Last: until here all is done again if it fails.
+            self._num_orders = replica.leaving = self._num_orders + 1
         self.let_go()

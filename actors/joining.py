@@ -10,7 +10,7 @@ import msgspec
 
 from pawl.actors.messages.control import Reply
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import Replica, Said, that_needs
+from pawl.actors.routed import Replica, Said
 from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.loops.intake import Order
 from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
@@ -34,7 +34,8 @@ class Joining:
     def __init__(
         self, questions: ReplicaAsks, up: Callable[[Replica], None], refused: Callable[[Replica, str], None]
     ) -> None:
-        """`up` hears of one that is as the others are, `refused` of one that cannot be, and why."""
+        """`up` hears of one that is as the others are, `refused` of one that cannot be, and why: each then has it
+        forgotten."""
         self.replicas: dict[int, Replica] = {}
         """By number."""
         self._told: dict[int, _Told] = {}
@@ -44,12 +45,12 @@ class Joining:
 
     def begin(self, replica: Replica, orders: list[Order]) -> None:
         """One was started; it is given `orders`, one after the other, and those that come meanwhile."""
-        if untellable := self._questions.present.untellable:  # since its start was asked for
-            self._refused(replica, untellable)
-            return
         self.replicas[replica.number] = replica
         self._told[replica.number] = _Told(deque(orders))
-        self._go_on(replica)
+        if untellable := self._questions.present.untellable:  # since its start was asked for
+            self._refused(replica, untellable)
+        else:
+            self._go_on(replica)
 
     def stopped(self) -> None:
         """Nobody joins any more."""
@@ -61,7 +62,6 @@ class Joining:
         untellable = self._questions.present.untellable
         for replica in list(self.replicas.values()):
             if untellable:
-                self._forget(replica)
                 self._refused(replica, untellable)
                 continue
             told = self._told[replica.number]
@@ -83,15 +83,10 @@ class Joining:
         replica.hears(message)
         return True
 
-    def without(self, name: str) -> Replica | None:
-        """The one that cannot go on without the actor `name`. It is none of these any more."""
-        replica = that_needs(self.replicas, name)
-        if replica is not None:
-            self._forget(replica)
-        return replica
-
-    def _forget(self, replica: Replica) -> None:
-        del self.replicas[replica.number], self._told[replica.number]
+    def forget(self, replica: Replica) -> None:
+        """It is none of these any more."""
+        self.replicas.pop(replica.number, None)
+        self._told.pop(replica.number, None)
 
     def _resume(self, replica: Replica, told: _Told, tags: set[MemoryTag]) -> None:
         """The others have this memory again. What the replica is at, as reading an adapter is, may wait for that: it is
@@ -119,7 +114,6 @@ class Joining:
             self._questions.tell(replica, order, lambda reply: self._answered(replica, order, reply))
         elif not self._questions.num_lasting and not self._questions.waits_for(replica.number):
             # Else what the others are at may be to be told.
-            self._forget(replica)
             self._up(replica)
 
     def _answered(self, replica: Replica, order: Order, reply: Reply) -> None:
@@ -130,7 +124,6 @@ class Joining:
         if reply.ok:
             self._go_on(replica)
         else:
-            self._forget(replica)
             self._refused(replica, reply.message)
 
 

@@ -76,9 +76,9 @@ class Links:
         """A replica is gone, which whoever has a link with it need not find out by its silence."""
         for pair, link in list(self._links.items()):
             if lost in (link.prefiller, link.decoder):
-                del self._links[pair]
                 other = link.decoder if lost == link.prefiller else link.prefiller
                 self._send(other.linker, EndPeer(lost.linker, reason))
+                del self._links[pair]
 
     def receive(self, message: FromLinker | LinkAgain) -> None:
         """A linker has said so, or the time has come to try again."""

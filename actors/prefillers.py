@@ -6,13 +6,17 @@ Where they live in processes of their own, a pair is told of each other while it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from operator import delitem, setitem
 
 import structlog
 
+from pawl.actors.agenda import Step, Steps
 from pawl.actors.links import Links
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import FromLinker, LinkAgain
+from pawl.actors.messages.replicas import ReplicaLost
 from pawl.actors.names import DECODE, FRONT, PREFILL, Names
 from pawl.actors.routed import Replica, that_needs
 from pawl.actors.runtime.actor import Actor, Lane
@@ -27,7 +31,7 @@ class Prefillers:
         self,
         actor: Actor,
         replicas: Collection[Names],
-        replace: Callable[[Replica], None],
+        replace: Callable[[Replica], Steps],
         serving: Mapping[int, Replica],
         *,
         linked: bool,
@@ -43,27 +47,25 @@ class Prefillers:
 
     def started(self) -> None:
         """Have all linked."""
-        if self._links is not None:
-            for prefiller in self.replicas.values():
-                self._link(prefiller, self._serving.values())
+        for prefiller in self.replicas.values():
+            for replica in self._serving.values():
+                self._link(prefiller, replica)
 
     def linking(self, message: FromLinker | LinkAgain) -> None:
         """What is to be known of links."""
         if self._links is not None:
             self._links.receive(message)
 
-    def up(self, prefiller: Replica) -> None:
-        """One more prefills."""
-        self.replicas[prefiller.number] = prefiller
-        self._link(prefiller, self._serving.values())
-        self._introduce(prefiller)
+    def up(self, prefiller: Replica) -> list[Step]:
+        """One more prefills: what is to be done."""
+        links = [partial(self._link, prefiller, replica) for replica in self._serving.values()]
+        enter = partial(setitem, self.replicas, prefiller.number, prefiller)
+        return [enter, *links, partial(self._introduce, prefiller)]
 
-    def lost(self, name: str, reason: str) -> bool:
-        """Whether one of them cannot go on without the actor `name`, which is gone; it is given up."""
+    def lost(self, name: str, reason: str) -> list[Step] | None:
+        """What is to be done where one of them cannot go on without the actor `name`, which is gone; None: they can."""
         lost = that_needs(self.replicas, name)
-        if lost is not None:
-            self._lose(lost, name, reason)
-        return lost is not None
+        return None if lost is None else self._lose(lost, name, reason)
 
     def meet(self) -> None:
         """There are requests: from here on everybody is told of everybody. A system that stops before there were any
@@ -93,10 +95,9 @@ class Prefillers:
         self._send(decoder.scheduler, PrefillerDown(prefiller.detokenizer, prefiller.storage))
         self._send(prefiller.detokenizer, DecoderDown(decoder.scheduler))
 
-    def _link(self, prefiller: Replica, replicas: Iterable[Replica]) -> None:
-        for replica in replicas:
-            if self._links is not None and replica.names.role == DECODE:
-                self._links.begin(prefiller.names, replica.names)
+    def _link(self, prefiller: Replica, replica: Replica) -> None:
+        if self._links is not None and replica.names.role == DECODE:
+            self._links.begin(prefiller.names, replica.names)
 
     def _turned(self, number: int, decoder: int, up: bool) -> None:
         """Two replicas can reach each other, or cannot any more."""
@@ -106,21 +107,29 @@ class Prefillers:
         else:
             self._part(prefiller.names, replica.names)
 
-    def _lose(self, lost: Replica, name: str, reason: str) -> None:
-        del self.replicas[lost.number]
+    def _lose(self, lost: Replica, name: str, reason: str) -> list[Step]:
         log.error("a prefill replica is lost", replica=lost.number, actor=name, reason=reason)
+        return [
+            partial(delitem, self.replicas, lost.number),
+            partial(self._tell_decoders, lost),
+            partial(self._unlink, lost.names, f"{name} is gone: {reason}"),
+            partial(self._tell_gateway, lost.lost(name, reason)),
+            partial(self._replace, lost),
+        ]
+
+    def _tell_decoders(self, lost: Replica) -> None:
+        """That it is gone."""
         for replica in self._serving.values():
             if replica.names.role == DECODE:
                 self._send(replica.names.scheduler, PrefillerDown(lost.names.detokenizer, lost.names.storage))
-        self._unlink(lost.names, f"{name} is gone: {reason}")
-        self._actor.context.send(FRONT.gateway, lost.lost(name, reason), Lane.CONTROL)
-        self._replace(lost)
 
-    def decoder_up(self, replica: Replica) -> None:
-        """One more replica takes requests."""
-        for prefiller in self.replicas.values():
-            self._link(prefiller, [replica])
-            self._meet(prefiller, replica)
+    def _tell_gateway(self, message: ReplicaLost) -> None:
+        self._actor.context.send(FRONT.gateway, message, Lane.CONTROL)
+
+    def decoder_up(self, replica: Replica) -> list[Step]:
+        """One more replica takes requests: what is to be done."""
+        pairs = [(prefiller, replica) for prefiller in self.replicas.values()]
+        return [partial(done, *pair) for pair in pairs for done in (self._link, self._meet)]
 
     def decoder_down(self, replica: Replica, reason: str) -> None:
         """A replica that took requests is given up."""

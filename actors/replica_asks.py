@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from pawl.actors.asks import Answer, Asks
+from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.control import Ask, row_of
 from pawl.actors.gathering import Gathering
 from pawl.actors.messages.control import Reply
@@ -92,6 +92,13 @@ class ReplicaAsks:
                 answer(Reply(0, False, FAILED_ORDER))
         if lasts(message) and not gathering.over:
             self._lasting[self._num_ordered] = message
+
+    def answered(self, message: Reply | AskExpired) -> None:
+        """A replica has answered, or has not in time."""
+        if isinstance(message, Reply):
+            self.asks.answer(message)
+        else:
+            self.asks.expire(message.ticket)
 
     def _is_there(self, number: int) -> bool:
         return number in self._replicas or number in self._others

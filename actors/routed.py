@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -261,3 +261,11 @@ def named_by_all(replicas: Mapping[int, Replica]) -> AdaptersNamed:
 def released_by_any(replicas: Mapping[int, Replica]) -> MemoryReleased:
     """Memory that one of these lacks."""
     return MemoryReleased(in_order({tag for each in replicas.values() for tag in each.released.tags}))
+
+
+MERGED: Mapping[type, Callable[[Mapping[int, Replica]], Said]] = {
+    Stalled: slowest,
+    AdaptersNamed: named_by_all,
+    MemoryReleased: released_by_any,
+}
+"""What only some replicas may say -> what holds of all of these."""

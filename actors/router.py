@@ -53,17 +53,15 @@ _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 ForFront: Any = Opened | StepTokens | Refused | Reply
-AboutReplicas: Any = FromLinker | LinkAgain | Parted | LeaveNow | LookAgain | PlaceAgain
-Repeatable: Any = StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | Drain | AboutReplicas
+OfReplicas: Any = FromLinker | LinkAgain | ReplicaUp | ReplicaFailed | Down | Parted | LeaveNow | LookAgain | PlaceAgain
+Repeatable: Any = StepTokens | Opened | Abort | Finish | Reply | AskExpired | FromReplica | Drain | OfReplicas
 """What may be handled again where it failed half-way."""
-ReplicasChange: Any = ReplicaUp | ReplicaFailed | Down
-"""What may not: a replica would be started twice, or counted so."""
 
 
 class Router(Actor):
     """Every open request, and the replicas that are not lost."""
 
-    accepts: Any = FromFront | ForFront | FromReplica | AskExpired | AboutReplicas | ReplicasChange
+    accepts: Any = FromFront | ForFront | FromReplica | AskExpired | OfReplicas
     roams = True
 
     def __init__(
@@ -100,7 +98,6 @@ class Router(Actor):
         match message:
             case StepTokens():
                 self._pass_on(message)
-                self._passing = None
             case Generate():
                 self._take(message)
             case Opened():
@@ -110,16 +107,16 @@ class Router(Actor):
             case Finish():
                 self._finish(message)
             case Refused():  # by a scheduler, which has no row for it
-                if self._forget(message.request):
+                known = self._forget(message.request)
+                self.fleet.agenda.go_on()
+                if known:
                     self._send_gateway(message)
+                return  # it is sent once
             case Ask():
                 self.fleet.ask(message)
-            case Reply():
-                self.fleet.questions.asks.answer(message)
-                self.fleet.size.let_go()
-            case AskExpired(ticket):
-                self.fleet.questions.asks.expire(ticket)
-                self.fleet.size.let_go()
+                return  # it is answered once
+            case Reply() | AskExpired():
+                self.fleet.answer(message)
             case Drain():
                 self.fleet.drain(message)
             case PeerAddress() | Linked() | LinkLost() | LinkAgain():
@@ -137,6 +134,8 @@ class Router(Actor):
                 self._place_again(NOBODY)
             case _:
                 self.fleet.hear(message)
+        self.fleet.agenda.go_on()
+        self._passing = None
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Who has which request, with which tokens, is what counts; what replicas have to do follows from it. What was
@@ -162,7 +161,8 @@ class Router(Actor):
             case _:
                 return False
         count(self.replicas, self.routed)
-        self.fleet.size.let_go()
+        self.fleet.size.dismiss()
+        self.fleet.agenda.go_on()
         return True
 
     def end_request(self, request: int) -> None:

@@ -24,6 +24,7 @@ WATCHED = (
     *("actors/prefill_desk.py", "actors/replica_asks.py", "actors/gathering.py", "actors/asks.py"),
     *("actors/known_replicas.py", "actors/answer_traces.py", "actors/sink.py", "actors/unread.py"),
     *("actors/adapter_names.py", "actors/step_measures.py", "actors/weight_questions.py"),
+    *("actors/agenda.py", "actors/fleet.py", "actors/fleet_size.py", "actors/joining.py", "actors/prefillers.py"),
     *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
 )
 """Files and folders whose lines may raise."""

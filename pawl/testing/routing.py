@@ -155,8 +155,8 @@ class WatchedRouter(Router):
     ) -> None:
         super().__init__(WatchedPlacement(shape, report), replicas, starter, rule=rule_of(shape), linked=linked)
         size = self.fleet.size
-        size.decide, self._dismiss = WatchedScaling(report).scaled, size._dismiss
-        size._dismiss = self._dismissed  # type: ignore[method-assign]
+        size.decide, self._dismiss = WatchedScaling(report).scaled, size.dismiss
+        size.dismiss = self._dismissed  # type: ignore[method-assign]
         self._report = report
         self._to_end: frozenset[int] = frozenset()
         """Requests that it was told to abort."""

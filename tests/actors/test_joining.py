@@ -46,11 +46,19 @@ class Bench:
         self.questions, self.up, self.refused = Questions(), list[int](), list[tuple[int, str]]()
         self.joining = Joining(
             self.questions,  # type: ignore[arg-type]
-            lambda replica: self.up.append(replica.number),
-            lambda replica, why: self.refused.append((replica.number, why)),
+            self._up,
+            self._refused,
         )
         for number in numbers:
             self.joining.begin(Replica(names_of(number)), list(orders))
+
+    def _up(self, replica: Replica) -> None:
+        self.up.append(replica.number)
+        self.joining.forget(replica)
+
+    def _refused(self, replica: Replica, why: str) -> None:
+        self.refused.append((replica.number, why))
+        self.joining.forget(replica)
 
 
 ORDERS = (SetState(max_running=2), Pause())
@@ -141,11 +149,9 @@ def test_who_refuses_an_order_is_refused_with_its_words_and_who_is_gone_is_none_
     bench = Bench(3, 4, 5, orders=ORDERS)
     bench.questions.answer(3, ok=False)
     assert bench.refused == [(3, "words")]
-    gone = bench.joining.without(names_of(4).scheduler)
-    assert gone is not None
-    assert gone.number == 4
-    assert bench.joining.without(names_of(4).scheduler) is None
-    assert list(bench.joining.replicas) == [5]
+    for _ in range(2):
+        bench.joining.forget(Replica(names_of(4)))
+        assert list(bench.joining.replicas) == [5]
     bench.joining.stopped()
     bench.questions.answer(5)
     assert (bench.up, len(bench.questions.told)) == ([], 3)

@@ -139,9 +139,7 @@ class Life:
         self.replicas[number].left.clear()
         for order in orders:
             self.tell(order)
-        # For nobody's request: what fails there is the engine's.
-        self.router.receive(Down(f"scheduler.{number}", "failed"))
-        self.carry()
+        self.tell(Down(f"scheduler.{number}", "failed"))
 
     def tell(self, message: Any) -> None:
         self._strike.deliver(self.router, message)

@@ -110,13 +110,13 @@ REPLICAS = (
         "a_start_that_is_refused_is_waited_for",
         "bounded_progress",
         "Where no more replicas are started, as there were enough starts, one is believed to be coming for ever.",
-        Edit(Fleet._replace, "if why_not:\n", "if False:\n"),
+        Edit(Fleet._replaced, "if not why_not:\n", "if True:\n"),
     ),
     _mutant(
         "started_replica_is_not_counted",
         "scaling",
         "Whoever is started because the load is high does not count as one that comes: more and more are started.",
-        Edit(FleetSize._set, "self.num_starting += not why_not", "break"),
+        Edit(FleetSize._set, "self.num_starting += not (why_not := self._add())", "why_not = self._add(); break"),
     ),
     _mutant(
         "joined_replica_is_not_told_adapters",
@@ -191,7 +191,7 @@ REPLICAS = (
         "requests_of_a_lost_replica_stay_there",
         "bounded_progress",
         "A replica that stands still is given up, and its requests are not taken back from it.",
-        Edit(Fleet._lose, "self._place_again(replica.number)", "pass"),
+        Edit(Fleet._lose, "partial(self._place_again, replica.number),", ""),
     ),
     _mutant(
         "reply_overtakes_what_it_tells_of",
@@ -204,7 +204,7 @@ REPLICAS = (
         "scaling",
         "Of more replicas than are wanted, those with the most requests are told to leave.",
         Edit(
-            FleetSize._dismiss,
+            FleetSize.dismiss,
             "(each.num_open, each.num_tokens, -each.number)",
             "(-each.num_open, -each.num_tokens, -each.number)",
         ),
