@@ -31,6 +31,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     detokenize: bool = True
     return_prompt: bool = False
     """Whether `Accepted` holds the prompt's token ids."""
+    after_prompt: bool = False
+    """The prompt's text is shown before: a character that it ends within begins this one."""
     in_reasoning: bool = False
     """The tokenizer found the prompt to end with `Submit.reasoning_mark`."""
 

@@ -9,6 +9,7 @@ short window is decoded again with each token, as text-generation-inference intr
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from pawl.actors.text.vocabulary import Vocabulary
@@ -17,12 +18,35 @@ MAX_WINDOW = 32
 """Tokens a `WindowDecoder` holds back for a character that does not complete; bounds its memory."""
 
 
+MOST_HELD = 3
+"""Bytes that may wait for the rest of their character."""
+
+
 class Decoder(Protocol):
+    def follow(self, prompt: Sequence[int]) -> None:
+        """Go on from these tokens, whose whole characters were shown before, where that is known to be a matter of
+        bytes."""
+
     def push(self, token: int) -> str:
         """Text that this token completes; may be empty."""
 
     def flush(self) -> str:
         """What was held back, at the end of the request."""
+
+
+def unfinished(
+    prompt: Sequence[int], token_bytes: Callable[[int], bytes], hidden: Collection[int]
+) -> tuple[list[int], bytes]:
+    """The last tokens of a prompt that ends within a character, and the bytes that this has so far; nothing where the
+    prompt ends with one."""
+    last, data = list[int](), b""
+    for token in reversed(prompt):
+        if token not in hidden:
+            last, data = [token, *last], token_bytes(token) + data
+        if len(data) >= MOST_HELD:
+            break
+    _, used = codecs.utf_8_decode(data, "replace", False)
+    return (last, data[used:]) if used < len(data) else ([], b"")
 
 
 def decoder_for(
@@ -39,6 +63,8 @@ class SilentDecoder:
 
     __slots__ = ()
 
+    def follow(self, prompt: Sequence[int]) -> None: ...
+
     def push(self, token: int) -> str:
         return ""
 
@@ -49,14 +75,18 @@ class SilentDecoder:
 class ByteDecoder:
     """Exact: joins the bytes of tokens. No space is ever put between tokens, special or not."""
 
-    __slots__ = ("_entries", "_pending", "_texts")
+    __slots__ = ("_entries", "_hidden", "_pending", "_texts")
 
     def __init__(self, vocabulary: Vocabulary, skip_special: bool = True) -> None:
         if vocabulary.byte_table is None:
             raise ValueError("this vocabulary has no byte table")
+        self._hidden = vocabulary.special_ids if skip_special else frozenset[int]()
         self._texts = vocabulary.visible_texts if skip_special else vocabulary.whole_texts
         self._entries = vocabulary.byte_table.entries
         self._pending = b""
+
+    def follow(self, prompt: Sequence[int]) -> None:
+        _, self._pending = unfinished(prompt, self._entries.__getitem__, self._hidden)
 
     def push(self, token: int) -> str:
         text = self._texts[token]
@@ -94,6 +124,8 @@ class WindowDecoder:
         self._special_last = False
         self._ids: list[int] = []
         self._num_shown = 0
+
+    def follow(self, prompt: Sequence[int]) -> None: ...
 
     def push(self, token: int) -> str:
         special = token in self._vocabulary.special_ids

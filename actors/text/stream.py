@@ -71,6 +71,8 @@ class Stream:
         self._cached_tokens = 0
         self._timing = Timing(submitted=now)
         self._decoder = _decoder(vocabulary, options)
+        if options.after_prompt:
+            self._decoder.follow(opened.prompt.tolist())
         self._min_tokens = options.min_tokens
         self._matcher = StopMatcher(options.stop, options.include_stop) if options.stop else None
         self._prompt_scores: list[TokenLogprob | None] | None = None

@@ -7,7 +7,7 @@ all of a step together. What beams have in common is in the prefix cache, so a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 
@@ -19,7 +19,9 @@ from pawl.actors.messages.generate import Done, Output, Submit, TextOptions, Tok
 from pawl.actors.sampling import Limits
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import beyond_context
+from pawl.http.echo import text_after
 from pawl.http.errors import Problem, from_done, from_invalid
+from pawl.http.info import Tokenization
 from pawl.http.openai import most_rivals
 from pawl.http.replies import Reply, WholeRenderer, in_turns
 from pawl.http.schemas import ChatBody, CompletionBody
@@ -210,11 +212,11 @@ class _Search:
         elif self._max_tokens > room:
             raise from_invalid(beyond_context(self._limits.context_length, len(self._prompt), self._max_tokens))
 
-    def results(self, decode: Callable[[Sequence[int], bool], str]) -> list[tuple[Delta, Inbox]]:
+    def results(self, tokenization: Tokenization) -> list[tuple[Delta, Inbox]]:
         """The best completions, as if each had come from one request."""
-        return [self._told(beam, decode) for beam in self._search.best]
+        return [self._told(beam, tokenization) for beam in self._search.best]
 
-    def _told(self, beam: Beam, decode: Callable[[Sequence[int], bool], str]) -> tuple[Delta, Inbox]:
+    def _told(self, beam: Beam, tokenization: Tokenization) -> tuple[Delta, Inbox]:
         assert self._opened is not None
         first, done = self._opened
         path, options = beam.path(), self._asked.text_options
@@ -231,7 +233,9 @@ class _Search:
         assert beam.last is not None
         usage = msgspec.structs.replace(done.usage, completion_tokens=beam.length)
         end = Done(beam.cause, usage, done.timing, matched=beam.last.token if ends else None)
-        inbox.push(Output(0, decode(shown, options.skip_special_tokens), (), done=end))
+        before = self._prompt if options.after_prompt else ()
+        text = text_after(before, shown, tokenization, options.skip_special_tokens)
+        inbox.push(Output(0, text, (), done=end))
         delta = inbox.take()
         assert delta is not None
         return delta, inbox
@@ -247,7 +251,7 @@ class BeamReply(Reply):
         renderer: WholeRenderer,
         beams: Beams,
         limits: Limits,
-        decode: Callable[[Sequence[int], bool], str],
+        tokenization: Tokenization,
         timeout_s: float,
     ) -> None:
         """`submits` holds `beams.width` requests for each prompt, of which the first says what is asked. `timeout_s` is
@@ -257,7 +261,7 @@ class BeamReply(Reply):
         self._timeout_s = submits[0].timeout_s or timeout_s
         self._deadline = 0.0
         self._searches = [_Search(asked, beams, limits) for asked in islice(submits, 0, None, beams.width)]
-        self._decode = decode
+        self._tokenization = tokenization
 
     def _group(self) -> RequestGroup:
         self._deadline = self._now() + self._timeout_s
@@ -275,7 +279,7 @@ class BeamReply(Reply):
             if group.gone:
                 return
             if not submits:
-                told = await in_turns(self._searches, lambda search: search.results(self._decode))
+                told = await in_turns(self._searches, lambda search: search.results(self._tokenization))
                 results = [result for own in told for result in own]
                 await self._write([delta for delta, _ in results], [inbox for _, inbox in results], send)
                 return

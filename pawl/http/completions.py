@@ -96,6 +96,9 @@ def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -
         grammar=grammar_of(body),
     )
     base = base_submit(body, sampling, fill_context=False, rid=rid)
+    if body.echo:
+        options = msgspec.structs.replace(base.text_options, after_prompt=True)
+        base = msgspec.structs.replace(base, text_options=options)
     submits: list[Submit] = []
     adapters = spread(named or body.lora_path, len(prompts), "lora_path")
     for prompt, adapter in zip(prompts, adapters, strict=True):

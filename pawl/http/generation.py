@@ -19,6 +19,7 @@ from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
 from pawl.http.description import HasContext, takes
+from pawl.http.echo import whole_text
 from pawl.http.functions import with_tools
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
@@ -130,9 +131,8 @@ class GenerationRoutes(HasContext):
         beams, context = beams_of(body, submits), self.context
         if beams is None:
             return await self._reply(submits, renderer, body.stream)
-        asked, decode = await loaded_again(context, submits), context.tokenization.decode
-        timeout_s = context.info.request_timeout_s
-        return BeamReply(context.gateway, asked, renderer, beams, context.info.limits, decode, timeout_s)
+        asked, timeout_s = await loaded_again(context, submits), context.info.request_timeout_s
+        return BeamReply(context.gateway, asked, renderer, beams, context.info.limits, context.tokenization, timeout_s)
 
     async def _reply(self, submits: Sequence[Submit], renderer: Renderer, stream: bool | None) -> Response:
         """What comes of these requests, once the adapters that they name are there."""
@@ -182,4 +182,4 @@ class GenerationRoutes(HasContext):
         if text is not None:
             return lambda: text
         hides_special = submit.text_options.skip_special_tokens
-        return lambda: self.context.tokenization.decode(ids or (), hides_special)
+        return lambda: whole_text(ids or (), self.context.tokenization, hides_special)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.actors.text.incremental import MAX_WINDOW, ByteDecoder, Decoder, SilentDecoder, WindowDecoder, decoder_for
+from pawl.http.echo import text_after, whole_text
 from tests.actors.vocabularies import byte_level, sentencepiece, smollm2, untimed, wordpiece
 
 
@@ -22,6 +23,25 @@ def test_deltas_concatenate_to_the_whole_text(name: str, data: st.DataObject, sk
     vocabulary = makers[name]()
     ids = data.draw(st.lists(st.integers(0, vocabulary.size - 1), max_size=30))
     assert streamed(decoder_for(vocabulary, skip_special), ids) == vocabulary.decode(ids, skip_special)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "smollm2"])
+@untimed
+@given(data=st.data(), skip_special=st.booleans())
+def test_a_prompt_that_is_shown_and_what_follows_it_are_the_whole_text(
+    name: str, data: st.DataObject, skip_special: bool
+) -> None:
+    """Wherever the prompt ends, within a character too."""
+    vocabulary = {"byte_level": byte_level, "sentencepiece": sentencepiece, "smollm2": smollm2}[name]()
+    text = data.draw(st.text(max_size=9))
+    ids = vocabulary.encode(text, add_special=False).tolist()
+    ids += data.draw(st.lists(st.integers(0, vocabulary.size - 1), max_size=12))
+    end = data.draw(st.integers(0, len(ids)))
+    decoder = decoder_for(vocabulary, skip_special)
+    decoder.follow(ids[:end])
+    shown = whole_text(ids[:end], vocabulary, skip_special)
+    assert shown + streamed(decoder, ids[end:]) == vocabulary.decode(ids, skip_special)
+    assert shown + text_after(ids[:end], ids[end:], vocabulary, skip_special) == vocabulary.decode(ids, skip_special)
 
 
 @untimed
