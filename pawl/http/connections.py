@@ -41,6 +41,10 @@ FRAMING_RATIO = 8
 MAX_CONNECTIONS = 4096
 RESERVE = 64
 """Descriptors for files, models and probes of health."""
+VERSIONS = frozenset({"1.0", "1.1"})
+"""Of HTTP, that are spoken here."""
+UNKNOWN_VERSION = frozenset({"Invalid HTTP version", "Pause on PRI/Upgrade"})
+"""What the parser says of some others."""
 LOG_EVERY_S = 10.0
 REASONS = ("send", "head", "body", "connections", "malformed", "head_size", "framing")
 """For which connections and requests are cut."""
@@ -79,6 +83,11 @@ def _affordable() -> int:
 
 def _head_too_large() -> Problem:
     return Problem(431, f"the head of a request has at most {MAX_HEAD} bytes", headers={"connection": "close"})
+
+
+def _other_version() -> Problem:
+    text = f"this server speaks HTTP/{' and HTTP/'.join(sorted(VERSIONS))}"
+    return Problem(505, text, headers={"connection": "close"})
 
 
 def _authority(url: bytes) -> str:
@@ -189,9 +198,10 @@ class Connection(HttpToolsProtocol):
         reading, num_read, in_head, num_heads = self.cycle, self._body_bytes, self._in_head, self._num_heads
         try:
             self._feed(data)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             self._limits.count("malformed", time.monotonic())
-            self._fail(Problem(400, "this is not a valid HTTP request"))
+            known = str(error) not in UNKNOWN_VERSION
+            self._fail(Problem(400, "this is not a valid HTTP request") if known else _other_version())
             return
         if self._in_head:
             if in_head and num_heads == self._num_heads:
@@ -233,7 +243,10 @@ class Connection(HttpToolsProtocol):
         self._body_began, self._body_bytes, self._framing_bytes = time.monotonic(), 0, 0
         self._deadline = self._body_began + BODY_IDLE_S, "body"
         self.app = self._served
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
+        if self.parser.get_http_version() not in VERSIONS:
+            self._limits.count("malformed", self._body_began)
+            self.app = _other_version().response()
+        elif len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
             self._limits.count("head_size", self._body_began)
             self.app = _head_too_large().response()
         elif len(self.connections) > self._limits.most:

@@ -287,13 +287,25 @@ def test_the_limit_leaves_a_reserve_of_descriptors() -> None:
 # ---- many requests on one connection ----
 
 
-@pytest.mark.parametrize("bad", [b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x00\x01\x02"])
-def test_good_requests_ahead_of_a_broken_one_are_answered(served: Served, bad: bytes) -> None:
-    with connected(served, GOOD * 20 + bad) as client:
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"\x00\x01\x02", 400),
+        (b"GET / HTTP/x.y\r\n\r\n", 400),
+        *((GOOD.replace(b"1.1", version), 505) for version in (b"0.9", b"1.2", b"2.0", b"3.0", b"9.9")),
+        (post(b"{}").replace(b"1.1", b"2.0"), 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ],
+)
+def test_good_requests_ahead_of_a_broken_one_are_answered(served: Served, bad: bytes, status: int) -> None:
+    with connected(served, GOOD * 20 + bad + GOOD) as client:
         answers = everything(client)
-    assert answers.count(b"HTTP/1.1 200 ") == 20
-    assert answers.count(b"HTTP/1.1 400 ") == 1
-    assert answers.index(b"HTTP/1.1 400 ") > answers.rindex(b"HTTP/1.1 200 ")
+    assert answers.count(b"HTTP/1.1 200 ") == 20, "what comes behind it is not read"
+    assert answers.count(b"HTTP/1.1 %d " % status) == 1
+    assert answers.index(b"HTTP/1.1 %d " % status) > answers.rindex(b"HTTP/1.1 200 ")
+    assert cut(served) == {"malformed": 1}
+    assert served.engine.seen == []
 
 
 def test_a_body_that_breaks_off_costs_its_own_request_only(served: Served) -> None:
