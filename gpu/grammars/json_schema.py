@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from pawl.gpu.grammars.base import GrammarRefused
+from pawl.gpu.grammars.schema_words import misstated
 
 Schema: TypeAlias = "dict[str, Any] | bool"
 
@@ -116,7 +117,7 @@ class _Preparing:
         made = dict(schema)
         self._reword_strings(made)
         self._reword_arrays(made)
-        self._reword_objects(made, closes)
+        self._reword_objects(made, where, closes=closes)
         self._reword_values(made, where)
 
         def inner(name: str, one: Any, place: str) -> Any:
@@ -126,7 +127,9 @@ class _Preparing:
         return {name: _prepared_inside(name, value, inner) for name, value in made.items()}
 
     def _check(self, schema: Mapping[str, Any], where: str) -> None:
-        """Raises GrammarRefused for what cannot be kept."""
+        """Raises GrammarRefused for what is no schema, and for what cannot be kept."""
+        if wrong := misstated(schema):
+            raise GrammarRefused(f"the json_schema is not valid: {wrong} (at {where})")
         for name in UNSUPPORTED:
             if name in schema and schema[name] is not False:
                 raise _unsupported(name, where)
@@ -170,6 +173,10 @@ class _Preparing:
             raise _unsupported(f"{combining} together with {beside[0]}", where)
         if len(schema.get("allOf", ())) > 1:
             raise _unsupported("allOf of several schemas", where)
+        if "multipleOf" in schema and not (schema.get("type") == "integer" and isinstance(schema["multipleOf"], int)):
+            raise _unsupported("multipleOf of numbers that need not be whole", where)
+        if schema.get("format") in FORMATS and (others := schema.keys() & {"pattern", "minLength", "maxLength"}):
+            raise _unsupported(f"format together with {min(others)}", where)
 
     # ---- in other words ----
 
@@ -196,12 +203,15 @@ class _Preparing:
                 made["items"] = made["additionalItems"]
         made.pop("additionalItems", None)
 
-    def _reword_objects(self, made: dict[str, Any], closes: bool) -> None:
+    def _reword_objects(self, made: dict[str, Any], where: str, *, closes: bool) -> None:
         if isinstance(patterns := made.get("patternProperties"), dict) and not self._merges:
             made["patternProperties"] = {_whole(pattern): one for pattern, one in patterns.items()}
         properties = made.get("properties")
         others = made.get("additionalProperties", True)
         missing = [name for name in made.get("required", ()) if name not in (properties or {})]
+        if missing and "patternProperties" not in made and others is False and made.get("type") == "object":
+            text = f"the json_schema has no instance: {missing[0]!r} is required, and may not be there (at {where})"
+            raise GrammarRefused(text)
         if missing and "patternProperties" not in made and others is not False:
             made["properties"] = properties = {**(properties or {}), **dict.fromkeys(missing, others)}
             made.setdefault("type", "object")

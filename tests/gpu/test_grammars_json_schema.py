@@ -4,6 +4,7 @@ cannot keep is refused by the keyword's name."""
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -120,7 +121,25 @@ REFUSED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("allOf of several schemas", {"allOf": [{"type": "integer"}, {"minimum": 3}]}, ("xgrammar",)),
     ("pattern with a quotation mark", {"type": "string", "pattern": '^"x"$'}, ("xgrammar",)),
     ("$ref together with maximum", {"$ref": "#/$defs/x", "maximum": 3, "$defs": {"x": {}}}, ("xgrammar",)),
+    ("multipleOf", {"type": "number", "multipleOf": 1.5}, ("xgrammar",)),
+    ("multipleOf", {"type": "integer", "multipleOf": 0.5}, ("xgrammar",)),
+    ("multipleOf", {"multipleOf": 3}, ("xgrammar",)),
+    ("format together with pattern", {"type": "string", "format": "date", "pattern": "^x$"}, ("xgrammar",)),
+    ("format together with maxLength", {"type": "string", "format": "email", "maxLength": 3}, ("xgrammar",)),
+    ("'z' is required, and may not be there", an_object(required=["a", "z"], additionalProperties=False), BOTH),
+    ("'z' is required", {"type": "object", "required": ["z"], "additionalProperties": False}, BOTH),
 ]
+NO_SCHEMAS: list[tuple[str, Any]] = [
+    *((name, value) for name in ("anyOf", "oneOf", "allOf", "enum") for value in ([], {}, "x", None, 5)),
+    *(("type", value) for value in ([], [1], [["string"]], {}, None, 5)),
+    *((name, value) for name in ("minLength", "maxItems", "minProperties") for value in ("", "3", -1, True, None, [])),
+    *((name, value) for name in ("minimum", "exclusiveMaximum") for value in ("3", True, None, [])),
+    *(("multipleOf", value) for value in (0, -1, "3", True)),
+    *((name, value) for name in ("pattern", "format") for value in (5, [], {}, None, True)),
+    *((name, value) for name in ("properties", "patternProperties", "$defs") for value in (5, [], "x", None)),
+    *(("required", value) for value in (5, "a", [1], [[]], [{}], None, True)),
+]
+"""Keywords that say what they may not."""
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -191,6 +210,17 @@ def test_schemas_that_take_long_to_tell_apart_are_refused(merges: bool) -> None:
     for branches in ([branch | {"title": str(n)} for n in range(5000)], [{"enum": list(range(2000))}] * 2):
         with pytest.raises(GrammarRefused, match="too large"):
             prepared(json.dumps({"oneOf": branches}), merges=merges)
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_keyword_that_says_what_it_may_not_makes_no_schema(merges: bool) -> None:
+    """Libraries read what they like from it: text that is no JSON at all, or nothing."""
+    for keyword, value in NO_SCHEMAS:
+        inside = {"type": "object", "properties": {"deep": {"type": "array", "items": {keyword: value}}}}
+        with pytest.raises(GrammarRefused, match=re.escape(f"not valid: {keyword} must be")):
+            prepared(json.dumps(inside), merges=merges)
+    notes = {"type": "null", "title": 5, "description": [], "examples": None, "default": {}, "x-order": [1]}
+    assert json.loads(prepared(json.dumps(notes), merges=merges)) == notes
 
 
 @pytest.mark.parametrize(("keyword", "schema", "backends"), REFUSED, ids=lambda value: str(value)[:40])
