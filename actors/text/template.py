@@ -21,6 +21,12 @@ from pawl.actors.text.tool_words import with_calls_told, with_offer
 
 RESERVED = frozenset({"messages", "bos_token", "eos_token", "raise_exception", "strftime_now", "range"})
 """Names that a request's options cannot set."""
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+"""Of messages, in OpenAI's API. A model may know more: what its template makes something of is taken."""
+TEXT_PARTS = ("text", "refusal")
+"""Types of parts of a message that hold text, each in a member of its name."""
+MOST_ROLE = 64
+"""Characters of one."""
 
 
 class Templates(Protocol):
@@ -66,7 +72,8 @@ class ChatTemplate:
         for name in given:
             if name in RESERVED:
                 raise InvalidRequest(f"the chat template of this model takes no {name!r}", param=name)
-        checked = _messages(messages)
+        checked = asked = _messages(messages)
+        _check_case(asked, source)
         if "developer" not in source:
             checked = [{**one, "role": "system"} if one["role"] == "developer" else one for one in checked]
         if "tool_calls" not in source:
@@ -81,15 +88,37 @@ class ChatTemplate:
             "messages": checked,
             "strftime_now": now.strftime,
         }
+        prompt = self._prompt(template, variables)
+        self._check_said(asked, template, variables, prompt)
+        return _open_ended(prompt, checked[-1]["content"]) if continues else prompt
+
+    def _prompt(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         self._environment.refill()
         try:
-            prompt = bounded(template.generate(variables))
+            return bounded(template.generate(variables))
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             words = clipped(str(error))
             raise InvalidRequest(f"the chat template refused these messages: {words}", param="messages") from error
         except (RecursionError, MemoryError, OverflowError) as error:
             raise InvalidRequest("the chat template does not end for these messages", param="messages") from error
-        return _open_ended(prompt, checked[-1]["content"]) if continues else prompt
+
+    def _check_said(
+        self, asked: list[dict[str, Any]], template: jinja2.Template, variables: Mapping[str, Any], prompt: str
+    ) -> None:
+        """Refuse messages of other roles than the usual ones where the template passes over them: the model would never
+        read them."""
+        others = [index for index, one in enumerate(asked) if one["role"] not in ROLES and one["content"]]
+        if not others:
+            return
+        usual = [one for one in variables["messages"] if one["role"] in ROLES]
+        try:
+            without = self._prompt(template, {**variables, "messages": usual})
+        except InvalidRequest:
+            return  # it needs them
+        if without == prompt:
+            where, role = f"messages[{others[0]}].role", asked[others[0]]["role"]
+            text = f"{where}: the chat template of this model has no role {quoted(role)}"
+            raise InvalidRequest(text, param=where)
 
     def _template(self, options: Mapping[str, Any]) -> tuple[jinja2.Template, frozenset[str], str]:
         """The compiled template, the names it reads, and its source; `tool_use` for tools where the model has one."""
@@ -135,15 +164,32 @@ def _messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return checked
 
 
+def _check_case(messages: Iterable[Mapping[str, Any]], source: str) -> None:
+    """Refuse a usual role that is written in other letters, unless the template names it so."""
+    for index, message in enumerate(messages):
+        role = message["role"]
+        named = role in ROLES or f"'{role}'" in source or f'"{role}"' in source
+        if not named and role.lower() in ROLES:
+            where = f"messages[{index}].role"
+            raise InvalidRequest(f"{where} is {quoted(role)}; roles are written in small letters", param=where)
+
+
 def _message(message: Any, where: str) -> dict[str, Any]:
     """One message as templates expect it: a role, content as one string, arguments of tool calls as objects."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InvalidRequest(f"{where} must be an object with a role", param=where)
+    role = message["role"]
+    if not 0 < len(role) <= MOST_ROLE or role != role.strip() or not role.isprintable():
+        text = f"{where}.role must be a word of at most {MOST_ROLE} characters, without white space around it"
+        raise InvalidRequest(text, param=f"{where}.role")
     result = {key: value for key, value in message.items() if value is not None}
     if result.get("tool_calls") == []:
         # Clients write an empty list where there are none; templates ask whether the key is there.
         del result["tool_calls"]
-    result["content"] = _text_of(message.get("content"), f"{where}.content")
+    content, refusal = message.get("content"), message.get("refusal")
+    if content is None and role == "assistant" and isinstance(refusal, str):
+        content = refusal  # what it said instead
+    result["content"] = text_of(content, f"{where}.content")
     if "tool_calls" in result:
         if not isinstance(result["tool_calls"], list):
             raise InvalidRequest(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
@@ -153,22 +199,24 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     return result
 
 
-def _text_of(content: Any, where: str) -> str:
-    """Content as one string; the parts of a list are joined by a line break, nothing is the empty string."""
+def text_of(content: Any, where: str) -> str:
+    """Content as one string; the parts of a list are joined by a line break, nothing is the empty string. Raises
+    InvalidRequest."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
         raise InvalidRequest(f"{where} must be a string or a list of parts", param=where)
-    texts: list[str] = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise InvalidRequest(
-                f"{where}[{index}] is of type {quoted(str(kind))}; this model reads parts of type 'text' only",
-                param=f"{where}[{index}]",
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
+    return "\n".join([_part_of(part, f"{where}[{index}]") for index, part in enumerate(content)])
+
+
+def _part_of(part: Any, where: str) -> str:
+    """The text of one part: what was said, or the words in which the assistant refused."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part[kind] if kind in TEXT_PARTS and isinstance(part.get(kind), str) else None
+    if text is None:
+        words = f"{where} is of type {quoted(str(kind))}; this model reads parts of type 'text' only"
+        raise InvalidRequest(words, param=where)
+    return str(text)
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:

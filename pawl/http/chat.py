@@ -10,6 +10,7 @@ import msgspec
 from pawl.actors.messages.generate import Done, Submit, Usage
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
+from pawl.actors.text.template import text_of
 from pawl.http.adapters import adapter_of
 from pawl.http.completions import check_scored
 from pawl.http.context import ServerContext
@@ -89,8 +90,7 @@ def template_options(body: ChatBody, reading: Reading) -> dict[str, Any]:
 
 def echo_of(body: ChatBody) -> str:
     """The text that comes before the reply's own: that of the last message, if the reply goes on with it."""
-    last = body.messages[-1].get("content")
-    return last if body.echo and body.continue_final_message and isinstance(last, str) else ""
+    return text_of(body.messages[-1].get("content"), "content") if body.echo and body.continue_final_message else ""
 
 
 def check_messages(messages: list[dict[str, Any]]) -> None:

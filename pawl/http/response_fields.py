@@ -31,8 +31,10 @@ Included = Literal[
 GIVEN: frozenset[Included] = frozenset({"message.output_text.logprobs", "reasoning.encrypted_content"})
 """Of these, what is here. Encrypted reasoning is what a client keeps to bring it again: here it stands in its item as
 it is, and is taken so."""
-TEXTS = frozenset({"input_text", "output_text", "reasoning_text", "summary_text", "text"})
-"""Types of parts that are text."""
+TEXTS = dict.fromkeys(("input_text", "output_text", "reasoning_text", "summary_text", "text"), "text") | {
+    "refusal": "refusal"
+}
+"""Types of parts that are text -> the member that holds it."""
 
 
 class ResponseTool(msgspec.Struct, omit_defaults=True):
@@ -182,7 +184,7 @@ def messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
 
 def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
     """One item, which may be a part of the assistant's last message: what it thought, said and called is one turn."""
-    kind = item.get("type") or "message"
+    kind = "message" if item.get("type") is None else item["type"]
     match kind:
         case "message":
             content = _content(item.get("content"), f"{where}.content")
@@ -200,7 +202,7 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> No
         case "function_call":
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": None})
-            arguments = item.get("arguments") or ""
+            arguments = "" if item.get("arguments") is None else item["arguments"]
             if not isinstance(arguments, str):
                 raise Problem(400, f"{where}.arguments must be a string of JSON", param=f"{where}.arguments")
             function = {"name": _word(item, "name", where), "arguments": arguments}
@@ -234,12 +236,13 @@ def _content(content: Any, where: str) -> str:
         raise Problem(400, f"{where} must be a string or a list of parts", param=where)
     texts: list[str] = []
     for index, part in enumerate(content):
-        kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+        kind = part.get("type") if isinstance(part, dict) else None
         inner = f"{where}[{index}]"
         if not isinstance(kind, str) or kind not in TEXTS:
             named = quoted(kind) if isinstance(kind, str) else "no type that is a string"
             raise Problem(400, f"{inner} is of {named}; this model reads {', '.join(sorted(TEXTS))}", param=inner)
+        text = part.get(TEXTS[kind])
         if not isinstance(text, str):
-            raise Problem(400, f"{inner}.text must be a string", param=f"{inner}.text")
+            raise Problem(400, f"{inner}.{TEXTS[kind]} must be a string", param=f"{inner}.{TEXTS[kind]}")
         texts.append(text)
     return "\n".join(texts)

@@ -62,6 +62,18 @@ def test_arguments_of_tool_calls_reach_the_template_as_objects() -> None:
     assert render(source, messages) == "2[]"
 
 
+def test_words_in_which_the_assistant_refused_are_what_it_said() -> None:
+    source = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    parts = [{"type": "text", "text": "Well."}, {"type": "refusal", "refusal": "No."}]
+    messages = [
+        {"role": "assistant", "content": parts},
+        {"role": "assistant", "content": None, "refusal": "Never."},
+        {"role": "assistant", "content": "Yes.", "refusal": None},
+        {"role": "assistant", "content": None, "refusal": 5},
+    ]
+    assert render(source, messages) == "[Well.\nNo.][Never.][Yes.][]"
+
+
 def test_marks_for_training_and_loop_controls_are_understood() -> None:
     source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
     assert render(source, HELLO * 2) == "hello"
@@ -74,10 +86,17 @@ def test_marks_for_training_and_loop_controls_are_understood() -> None:
         ([{"content": "no role"}], "messages[0]"),
         ([{"role": 1, "content": "x"}], "messages[0]"),
         (["text"], "messages[0]"),
+        ([{"role": "", "content": "x"}], "messages[0].role"),
+        ([*HELLO, {"role": "user ", "content": "x"}], "messages[1].role"),
+        ([{"role": "us\ner", "content": "x"}], "messages[0].role"),
+        ([{"role": "r" * 65, "content": "x"}], "messages[0].role"),
+        ([{"role": "User", "content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+        ([{"role": "assistant", "content": [{"type": "refusal", "text": "x"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": ["text"], "text": "x"}]}], "messages[0].content[0]"),
         ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls"),
         ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages[0].tool_calls[0]"),
         ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], "messages[0].tool_calls[0]"),
@@ -248,3 +267,32 @@ def test_a_last_message_that_is_not_in_the_prompt_cannot_be_gone_on_with(content
     with pytest.raises(InvalidRequest) as error:
         render("{{ messages[0].content }}", messages, continue_final_message=True)
     assert error.value.param == "continue_final_message"
+
+
+def any_role(messages: list[dict[str, Any]], source: str, **options: Any) -> str:
+    """The prompt, or the field that is refused."""
+    try:
+        return render(source, messages, **options)
+    except InvalidRequest as error:
+        return str(error.param)
+
+
+def test_a_role_that_the_template_makes_something_of_is_taken_whatever_its_name() -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    critic = [*HELLO, {"role": "critic 2", "content": "no"}]
+    assert any_role(critic, plain) == "user: hello\ncritic 2: no\n"
+    assert any_role([{"role": "User", "content": "x"}], "{% if messages[0].role == 'User' %}yes{% endif %}") == "yes"
+    alternate = "{% if messages | length < 2 %}{{ raise_exception('too few') }}{% endif %}ok"
+    assert any_role(critic, alternate) == "ok"
+
+
+def test_a_role_that_the_template_passes_over_is_refused_by_name() -> None:
+    """The model would never read what it says."""
+    choosy = "{% for m in messages %}{% if m.role in ('system', 'user') %}{{ m.content }}{% endif %}{% endfor %}"
+    assert any_role([*HELLO, {"role": "asistant", "content": "no"}], choosy) == "messages[1].role"
+    tool = {"type": "function", "function": {"name": "add"}}
+    assert any_role([*HELLO, {"role": "critic", "content": "no"}], choosy, tools=[tool]) == "messages[1].role"
+    assert any_role([*HELLO, {"role": "critic", "content": ""}], choosy) == "hello", "it says nothing"
+    assert any_role([*HELLO, {"role": "assistant", "content": "no"}], choosy) == "hello", (
+        "a usual one is the template's"
+    )

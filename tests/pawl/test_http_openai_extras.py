@@ -147,6 +147,8 @@ def test_a_reply_can_begin_with_the_message_it_goes_on_with(client: httpx.Client
     assert last_submit(served).template_options == {"continue_final_message": True}
     streamed = events(client.post("/v1/chat/completions", json={**fields, "echo": True, "stream": True}))
     assert streamed_text(streamed) == "Well, us"
+    parts = [*MESSAGES, {"role": "assistant", "content": [{"type": "text", "text": "Well, "}]}]
+    assert chat(client, **fields | {"messages": parts}, echo=True)["choices"][0]["message"]["content"] == "Well, us"
 
 
 @pytest.mark.parametrize(

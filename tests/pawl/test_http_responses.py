@@ -168,10 +168,12 @@ def test_a_conversation_goes_round(own: openai.OpenAI, engine: Any) -> None:
 def test_parts_of_a_message_are_joined_and_calls_stand_with_what_was_said() -> None:
     call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
     parts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
-    body = ResponsesBody(input=[{"role": "user", "content": parts}, call, {**call, "call_id": "2"}])
+    refusal = {"type": None, "role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    body = ResponsesBody(input=[{"role": "user", "content": parts}, call, {**call, "call_id": "2"}, refusal])
     messages = messages_of(body)
     assert messages[0]["content"] == "a\nb"
     assert [one["id"] for one in messages[1]["tool_calls"]] == ["1", "2"]
+    assert messages[1]["content"] == "No."
 
 
 def test_scores_stand_with_the_text(client: httpx.Client) -> None:
@@ -216,7 +218,10 @@ def test_an_input_whose_tokens_are_counted_is_refused_as_one_that_is_answered(cl
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]", "input_text"),
         ({"input": [{"role": "user", "content": [{"type": ["text"], "text": "a"}]}]}, "input[0].content[0]", "type"),
         ({"input": [{"role": "user", "content": [{"type": "text"}]}]}, "input[0].content[0].text", "a string"),
+        ({"input": [{"role": "user", "content": [{"type": "refusal"}]}]}, "input[0].content[0].refusal", "a string"),
         ({"input": [{"content": "hi"}]}, "input[0].role", "not empty"),
+        ({"input": [{"type": "", "role": "user", "content": "hi"}]}, "input[0]", "not taken"),
+        ({"input": [{"type": "function_call", "name": "a", "arguments": {}}]}, "input[0].arguments", "string of JSON"),
         ({"input": [{"type": "function_call", "arguments": "{}"}]}, "input[0].name", "not empty"),
         (
             {"input": [{"type": "function_call", "name": "a", "arguments": {"b": 1}}]},
