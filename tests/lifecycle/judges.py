@@ -1,6 +1,7 @@
 """What each judge keeps and says, in runs in which everything happens: digests, kept in `judges.txt`.
 
-A change of what a property knows after any record, or of what it says, shows there. Where it is meant:
+A change of what a property knows after any record, or of what it says, shows there; so does one of what an audit
+reports of such a run, and of how the run looks in other formats. Where it is meant:
 
     python -m tests.lifecycle.judges         write judges.txt
 """
@@ -10,15 +11,22 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.audit import judge
+from pawl.lifecycle.export.chrome import chrome_trace
+from pawl.lifecycle.export.jsonl import as_dict
+from pawl.lifecycle.export.otlp import otlp_trace
+from pawl.lifecycle.export.timeline import timeline
+from pawl.lifecycle.hand_overs import side_of
+from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Record
+from pawl.lifecycle.trace.reader import Damage
 from tests.lifecycle.canaries import STORY
 from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.plain import plain
@@ -34,6 +42,26 @@ LOOKS = 2
 """At what is kept, in each run."""
 FORGED = 40
 """Forgeries of one run."""
+LONG = 100
+"""Records of a run that is reported no more: its judges are looked at."""
+
+
+class Kept:
+    """A reader of records that are there, in blocks."""
+
+    share = 0.5
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.damage: tuple[Damage, ...] = ()
+        self.num_blocks = self.num_records = 0
+        self._records = records
+
+    def blocks(self) -> Iterator[list[Record]]:
+        for first in range(0, len(self._records), 7):
+            block = [*self._records[first : first + 7]]
+            self.num_blocks += 1
+            self.num_records += len(block)
+            yield block
 
 
 def runs() -> Iterator[Sequence[Record]]:
@@ -65,12 +93,36 @@ def digests() -> dict[str, str]:
         for violation in monitor.violations:
             said = re.sub(r"\.py:\d+", ".py", repr(violation))  # lines of a source come and go
             _hash(found, violation.property).update(said.encode())
+        for name, shown in _shown(records):
+            _hash(found, name).update(shown.encode())
     return {name: digest.hexdigest() for name, digest in sorted(found.items())}
 
 
 def _look(monitor: Monitor, found: dict[str, Any]) -> None:
-    for judge in (*monitor.properties, monitor.history):
-        _hash(found, type(judge).__name__).update(msgspec.msgpack.encode(plain(vars(judge))))
+    for each in (*monitor.properties, monitor.history):
+        _hash(found, type(each).__name__).update(msgspec.msgpack.encode(plain(vars(each))))
+
+
+def _shown(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """What else can be made of a run; of one whose records mean nothing, which error."""
+    for name, make in OTHERWISE.items():
+        if name not in ("Report", "Side") or len(records) < LONG:
+            try:
+                shown = str(make(records))
+            except Exception as error:
+                shown = type(error).__name__
+            yield name, re.sub(r"\.py:\d+", ".py", shown)
+
+
+OTHERWISE: dict[str, Callable[[Sequence[Record]], object]] = {
+    "Report": lambda records: judge(Path("run"), lambda _: Kept(records), [make() for make in PROPERTIES]).text(),
+    "Side": side_of,
+    "Timeline": lambda records: (line := timeline(records), [request.mean_gap for request in line.requests]),
+    "chrome": lambda records: chrome_trace(timeline(records)),
+    "otlp": lambda records: otlp_trace(timeline(records)),
+    "jsonl": lambda records: msgspec.json.encode([as_dict(record) for record in records]),
+}
+"""What is made of a run beside what judges say."""
 
 
 def _hash(found: dict[str, Any], name: str) -> Any:
