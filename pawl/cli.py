@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, NoReturn, Protocol, cast
 
 from pawl import __version__
 
@@ -54,6 +54,15 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line that a terminal can show, however long the words are; so do its subparsers."""
+
+    def error(self, message: str) -> NoReturn:
+        from pawl.commands.failures import UsageError, told
+
+        super().error(told(UsageError(message)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong usage prints help and raises SystemExit, as argparse does."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -82,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """A parser that knows all commands by name, and the arguments of the chosen one."""
-    parser = argparse.ArgumentParser(prog="pawl", description="An LLM serving engine you can check.")
+    parser = Parser(prog="pawl", description="An LLM serving engine you can check.")
     parser.add_argument("--version", action="version", version=f"pawl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", dest="command")
     for name, command in COMMANDS.items():

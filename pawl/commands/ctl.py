@@ -14,6 +14,7 @@ import msgspec
 
 from pawl.actors.control import ROWS
 from pawl.actors.control_row import Parameter, Row, Who, parameters
+from pawl.actors.text.invalid import quoted
 from pawl.commands.failures import UsageError, printable
 from pawl.commands.remote import DEFAULT_URL, KEYS, Server, decoded, key_from
 
@@ -44,16 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in values.items() if value is not None}
     try:
         body = msgspec.convert(given, row.taken, strict=False)
+        fields = {name: value for name, value in msgspec.to_builtins(body).items() if name in given}
+        data = msgspec.json.encode(fields)
     except msgspec.ValidationError as error:
         raise UsageError(f"{row.name}: {error}") from None
-    fields = {name: value for name, value in msgspec.to_builtins(body).items() if name in given}
+    except UnicodeEncodeError:
+        raise UsageError(f"{row.name}: a value is no text in UTF-8") from None
     server, path, method = Server(arguments.url, key_from(arguments.api_key)), row.routes[0], row.methods[0]
     patience_s = PATIENCE_S + row.wait_s(body)
     if method == "GET":
         query = urllib.parse.urlencode({name: _text(value) for name, value in fields.items()})
         reply = server.request(method, path + (f"?{query}" if query else ""), None, patience_s)
     else:
-        reply = server.request(method, path, msgspec.json.encode(fields), patience_s)
+        reply = server.request(method, path, data, patience_s)
     told = decoded(reply)
     sys.stdout.write(printable(msgspec.json.format(reply, indent=2).decode()) + "\n")
     return int(isinstance(told, dict) and told.get("success") is False)
@@ -81,20 +85,27 @@ class Pairs(argparse.Action):
         for word in values:
             name, equals, text = word.partition("=")
             if not equals:
-                parser.error(f"{word!r} is not NAME=VALUE")
+                parser.error(f"{quoted(word)} is not NAME=VALUE")
             try:
-                pairs[name] = msgspec.json.decode(text)
-            except msgspec.DecodeError:
-                pairs[name] = text
+                pairs[name] = _read(text)
+            except argparse.ArgumentTypeError as error:
+                parser.error(str(error))
         setattr(namespace, self.dest, pairs)
 
 
 def _item(word: str) -> Any:
     """One of a list: a word, or a list of its own, such as [576,1536]."""
+    return _read(word) if word.startswith("[") else word
+
+
+def _read(text: str) -> Any:
+    """What is JSON as that, all else as it is."""
     try:
-        return msgspec.json.decode(word) if word.startswith("[") else word
-    except msgspec.DecodeError:
-        return word
+        return msgspec.json.decode(text.encode())
+    except (msgspec.DecodeError, UnicodeError):
+        return text
+    except RecursionError:
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is nested too deeply") from None
 
 
 def _text(value: Any) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import string
 import urllib.parse
 from collections.abc import Generator
 from typing import Any
 
 import msgspec
 
+from pawl.actors.text.invalid import quoted
 from pawl.bench.events import DONE, event_data
 from pawl.commands.failures import CommandFailed, UsageError
 
@@ -31,16 +33,20 @@ def key_from(given: str | None) -> str | None:
 
 
 class Server:
-    """Where a server is, and the key to it. Raises UsageError for what is no URL."""
+    """Where a server is, and the key to it. Raises UsageError for what is no URL, or can be no key."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        unfit = UsageError(f"{url!r} is not a URL of a server, such as http://127.0.0.1:30000")
+        unfit = UsageError(f"{quoted(url)} is not a URL of a server, such as http://127.0.0.1:30000")
         try:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
-        except ValueError:  # of a port that is no number, or half an IPv6 address
+            (parts.hostname or "").encode("idna")
+            parts.path.encode("ascii")
+        except ValueError:  # of a port that is no number, half an IPv6 address, or what no name of a host can be
             raise unfit from None
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise UsageError("the key holds what no header of a request can: it is printable ASCII")
+        if set(url) & set(string.whitespace) or parts.scheme not in ("http", "https") or parts.hostname is None:
             raise unfit
         secure = parts.scheme == "https"
         self._kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection

@@ -89,10 +89,64 @@ def test_values_that_cannot_be_are_refused_before_anything_is_sent(
     assert len(locked.engine.seen) == count
 
 
+def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
+    """The exit status, and the last line of what is said."""
+    try:
+        status: int | str | None = main(words)
+    except SystemExit as ended:
+        status = ended.code
+    return status, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["load-adapter", "--lora-path", "x", "--lora-name", "\udcff"],
+        ["flush-cache", "--timeout", "\udcff"],
+        ["release-memory", "--tags", "\udcff"],
+        ["release-memory", "--tags", "[" * 50_000],
+        ["set-state", "--server-args", "x=" + "[" * 50_000],
+        ["set-state", "--server-args", "[" * 50_000],
+        ["loads", "[" * 50_000],
+        ["loads", "--api-key", "x\n"],
+        ["loads", "--api-key", "\u00e9"],
+    ],
+    ids=lambda words: f"{words[0]} {words[-2]}",
+)
+def test_words_of_any_kind_end_in_one_short_line(
+    words: list[str], locked: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is no text, or nested without an end, is no traceback; and is not said again at length."""
+    count = len(locked.engine.seen)
+    status, line = told(["ctl", *words, "--url", locked.url], capsys)
+    assert (status, len(locked.engine.seen)) == (2, count)
+    assert len(line) < 1200
+
+
 def test_where_no_server_is_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ctl", "loads", "--url", "http://127.0.0.1:9"]) == 1
     assert main(["ctl", "loads", "--url", "somewhere"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a b/",
+        "http://\udcff/",
+        "http://" + "a" * 70_000,
+        "http://a..b/",
+        "http://127.0.0.1:9/\n",
+        "http://x/\u00e9",
+    ],
+    ids=lambda url: ascii(url)[:20],
+)
+@pytest.mark.parametrize("words", [["ctl", "loads"], ["chat"]], ids=" ".join)
+def test_what_is_no_url_is_said_to_be_none(words: list[str], url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = told([*words, "--url", url], capsys)
+    assert status == 2
+    assert "is not a URL of a server" in line
+    assert len(line) < 500
 
 
 @contextmanager
