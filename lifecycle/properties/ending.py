@@ -98,10 +98,10 @@ class SilenceAfterAbort(Property):
 
 
 class StreamEqualsResult(Property):
-    """What left for the client is the result: as many tokens as count, one reason for the end, and not before it. Only
-    text can stop a request at another place than the scheduler knew: the client is told so, of no more tokens than
-    there were, and the scheduler once, of as many; and only for a failure, or when the engine stops, may the gateway
-    answer in place of the scheduler."""
+    """What left for the client is the result: as many tokens as count, one reason for the end, and not before it; none
+    left before the request came. Only text can stop a request at another place than the scheduler knew: the client is
+    told so, of no more tokens than there were, and the scheduler once, of as many; and only for a failure, or when the
+    engine stops, may the gateway answer in place of the scheduler."""
 
     name = "stream_equals_result"
 
@@ -115,6 +115,8 @@ class StreamEqualsResult(Property):
         self._told: dict[int, int | None] = {}
         """How many tokens a client was told of, where its text had stopped it; None: it was told another end."""
         self._contained = False
+        self._came: dict[int, float] = {}
+        """When each request came that has not both its ends, and that no lost replica had."""
         self._stops_at = float("inf")
         """When the engine began to stop."""
 
@@ -122,6 +124,12 @@ class StreamEqualsResult(Property):
         self._contained = True  # it may have been before
         if beginning.draining:
             self._stops_at = float("-inf")
+        return ()
+
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        if not record.num_retractions:
+            self._came[record.request] = record.time
         return ()
 
     @on(Contained)
@@ -167,6 +175,11 @@ class StreamEqualsResult(Property):
         return (self.violation(history, text, request),)
 
     def _compare(self, end: Transition, answer: Answered, history: History) -> Iterator[Violation]:
+        came = self._came.pop(end.request, float("-inf"))
+        if answer.num_output and answer.time < came:
+            text = f"it came at {came}, and at {answer.time} its client had been told {answer.num_output} tokens"
+            yield self.violation(history, text, end.request)
+            return
         if answer.cause in (Cause.INTERNAL, Cause.DRAINED):
             if answer.cause != end.cause:
                 self._in_place.append((end.cause, answer))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, zip_longest
+from itertools import accumulate, pairwise, zip_longest
+from math import exp
 from typing import ClassVar, TypeAlias
 
 from pawl.lifecycle.columns import Scores, float32s
@@ -14,12 +15,17 @@ from pawl.lifecycle.request import SamplingParameters
 
 _Place: TypeAlias = tuple[int, int, int, tuple[int, ...]]
 """Row, position, how many of the likeliest tokens stand there as well, and the named tokens after them."""
+_Scored: TypeAlias = tuple[int, float]
+"""A token and its log-probability."""
+_ROUNDED = 1e-3
+"""What adding up in float32 may be off by."""
 
 
 class LogprobsAsAsked(Property):
     """A step records the log-probabilities that requests asked for and no others: of each token that it gives out, and
     of each token of a prompt that it computes for a request without output; with as many of the likeliest tokens as the
-    request asked for, and those that it named."""
+    request asked for, and those that it named. In each place they are of one distribution: none is above zero, together
+    they are no more than one, the likeliest stand in falling order, each once, and one token has one number."""
 
     name: ClassVar[str] = "logprobs_as_asked"
 
@@ -53,6 +59,23 @@ class LogprobsAsAsked(Property):
                 request = int(history.request[row]) if 0 <= row < history.num_rows else None
                 text = f"step {history.step.step} records {_words(recorded)}, where {_words(belongs)} belongs"
                 yield self.violation(history, text, request)
+                return
+        if scores is not None:
+            yield from self._impossible(scores, history)
+
+    def _impossible(self, scores: Scores, history: History) -> Iterator[Violation]:
+        """The first place whose numbers are of no distribution. Of places that were asked for."""
+        rows, positions, counts = (int32s(each).tolist() for each in (scores.rows, scores.positions, scores.num_top))
+        own, tokens, top = float32s(scores.chosen).tolist(), int32s(scores.top_tokens).tolist(), float32s(scores.top)
+        first = 0
+        for row, position, chosen, count in zip(rows, positions, own, counts, strict=True):
+            others = list(zip(tokens[first : first + count], top[first : first + count].tolist(), strict=True))
+            first += count
+            num_likeliest = count - len(self._asking[row].token_ids_logprob)
+            what = _no_distribution((_token_at(history, row, position), chosen), others, max(num_likeliest, 0))
+            if what:
+                text = f"of the token at position {position} {what}"
+                yield self.violation(history, text, int(history.request[row]))
                 return
 
     def _drawn(self, history: History) -> Iterator[_Place]:
@@ -93,6 +116,32 @@ def _places(scores: Scores | None, asking: Mapping[int, SamplingParameters]) -> 
         named = min(len(wanted.token_ids_logprob), count) if wanted is not None else 0
         places.append((int(row), int(position), count - named, tuple(tokens[end - named : end])))
     return places
+
+
+def _token_at(history: History, row: int, position: int) -> int:
+    num_prompt = int(history.num_prompt[row])
+    if position < num_prompt:
+        return int(int32s(history.submissions[row].tokens)[position])
+    return int(history.outputs[row, position - num_prompt])
+
+
+def _no_distribution(own: _Scored, others: Sequence[_Scored], num_likeliest: int) -> str:
+    """Why these are not of one; empty where they may be."""
+    numbers: dict[int, float] = {}
+    for token, number in (own, *others):
+        if not number <= _ROUNDED:  # not a number is neither
+            return f"the log-probability of token {token} is {number}"
+        if numbers.setdefault(token, number) != number:
+            return f"token {token} has the log-probabilities {numbers[token]} and {number}"
+    likeliest = others[:num_likeliest]
+    if len({token for token, _ in likeliest}) < len(likeliest):
+        return "one of the likeliest in its place stands there twice"
+    if any(one < other for (_, one), (_, other) in pairwise(likeliest)):
+        return "the likeliest in its place do not stand in falling order"
+    if likeliest and max(numbers.values()) > likeliest[0][1]:
+        return f"the likeliest in its place has {likeliest[0][1]}, and another one {max(numbers.values())}"
+    total = sum(map(exp, numbers.values()))
+    return "" if total <= 1 + _ROUNDED else f"the probabilities in its place are {total:g} together"
 
 
 def _words(place: _Place | None) -> str:

@@ -17,6 +17,7 @@ from pawl.lifecycle.properties.pausing import retracts
 from pawl.lifecycle.properties.steps import runner_gone
 from pawl.lifecycle.properties.turns import stages_of
 from pawl.lifecycle.records import (
+    Checkpoint,
     Contained,
     Delivered,
     Started,
@@ -182,7 +183,9 @@ class BoundedProgress(Property):
 
 class FaultIsolation(Property):
     """No single input changes another request's output or stops the loop: a lost step restarts those that run, ends
-    those that were part of two lost steps, and nobody else. Steps that are lost with what computes count for nobody."""
+    those that were part of two lost steps, and nobody else. Steps that are lost with what computes count for nobody.
+    After a failure that was survived nothing is planned before all that decides is written down, and whom it ended has
+    ended by then."""
 
     name = "fault_isolation"
     max_strikes = 2
@@ -192,6 +195,8 @@ class FaultIsolation(Property):
         """Lost steps that each live request was part of."""
         self._blamed: Contained | None = None
         """The failure survived last, if it was one request's fault: steps given up with it are nobody else's loss."""
+        self._survived: list[Contained] = []
+        """Failures since the last checkpoint."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         infos = [beginning.table.info(row) for row in beginning.rows]
@@ -206,12 +211,24 @@ class FaultIsolation(Property):
         return ()
 
     @on(Contained)
-    def _survived(self, record: Contained, history: History) -> Sequence[Violation]:
+    def _contained(self, record: Contained, history: History) -> Sequence[Violation]:
         self._blamed = record if record.request else None
+        self._survived.append(record)
         return ()
+
+    @on(Checkpoint)
+    def _written_down(self, record: Checkpoint, history: History) -> Sequence[Violation]:
+        survived, self._survived = self._survived, []
+        text = "a failure that was survived is said to have ended it, and it is live"
+        return [self.violation(history, text, each.request) for each in survived if each.request in history.open]
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        # What failed in a plan may be tried again in the same turn.
+        if self._survived and self._survived[0].time < record.time:
+            at = self._survived.pop(0).time
+            text = f"step {record.step} is planned, and of the failure survived at {at} no checkpoint was taken"
+            return (self.violation(history, text),)
         for request, count in self._strikes.items():
             if count >= self.max_strikes:
                 text = f"step {record.step} is planned and the request, part of {count} lost steps, is live"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Started
+from pawl.lifecycle.records import Answered, Started, Submitted
 
 SAID_TWICE = {"num_pages": "num_pages", "page_size": "page_size", "num_slots": "max_running", "seed": "seed"}
 """Fields of the first record, and the settings of the loop that they repeat."""
@@ -17,7 +17,8 @@ GHOST = "ghost"
 
 class StartAgrees(Property):
     """A run starts once, and its first record agrees with itself: pages, slots and seed are those of the loop, and what
-    computes is named: for the ghost it is the ghost, and for no other model."""
+    computes is named: for the ghost it is the ghost, and for no other model. A scheduler that is not ours has none of
+    this, and a prefill replica is asked for no output and has no clients."""
 
     name: ClassVar[str] = "start_agrees"
 
@@ -42,3 +43,22 @@ class StartAgrees(Property):
             yield self.violation(history, "the engine does not say what computes")
         elif (backend == GHOST) != (record.model == GHOST):
             yield self.violation(history, f"the model is {record.model}, and {backend} computes it")
+        if "outside" in record.config:
+            yield self.violation(history, "an engine calls itself a scheduler that is not ours")
+
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        if not record.sampling.max_new_tokens or not _prefills(history.started):
+            return ()
+        return (self.violation(history, "a prefill replica is asked for output", record.request),)
+
+    @on(Answered)
+    def _answered(self, record: Answered, history: History) -> Sequence[Violation]:
+        if not _prefills(history.started):
+            return ()
+        return (self.violation(history, "a client of a prefill replica is told its end", record.request),)
+
+
+def _prefills(started: Started | None) -> bool:
+    loop = None if started is None else started.config.get("loop")
+    return isinstance(loop, dict) and loop.get("role") == "prefill"

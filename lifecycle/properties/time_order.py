@@ -9,7 +9,7 @@ from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.dispatch import KINDS, Kind
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Answered, AnswersClosed, Record
+from pawl.lifecycle.records import Answered, AnswersClosed, Record, Submitted
 from pawl.lifecycle.states import Event
 
 
@@ -18,7 +18,8 @@ def _has_a_time(kind: Kind) -> bool:
 
 
 class TimeOrder(Property):
-    """The times of records do not fall; the gateway's, who is another actor, by themselves."""
+    """The times of records do not fall; the gateway's, who is another actor, by themselves. The time of a request
+    is not over before it comes, but where another replica may have had it."""
 
     name: ClassVar[str] = "time_order"
 
@@ -35,7 +36,16 @@ class TimeOrder(Property):
         before, self._newest_answer = self._newest_answer, record.time
         return () if record.time >= before else self._fault(history, record, before, record.time)
 
-    @on(*(kind for kind in KINDS - {Answered, AnswersClosed} if _has_a_time(kind)))
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        found, deadline = self._of_the_engine(record, history), record.deadline
+        routed = history.started is None or "replica" in history.started.config
+        if deadline is None or deadline >= record.time or routed:
+            return found
+        text = f"it came at {record.time}, and its time was over at {deadline}"
+        return (*found, self.violation(history, text, record.request))
+
+    @on(*(kind for kind in KINDS - {Answered, AnswersClosed, Submitted} if _has_a_time(kind)))
     def _of_the_engine(self, record: Any, history: History) -> Sequence[Violation]:
         time = record.time
         if time >= self._newest:

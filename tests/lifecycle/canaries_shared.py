@@ -42,11 +42,11 @@ def sampled(label: str, **fields: object) -> list[Record]:
 
 def scored(asked: dict[str, object], *places: tuple[int, int, int]) -> list[Record]:
     """The story, request 2 asking for log-probabilities, and its only step giving those of (row, position, number of
-    the likeliest)."""
+    the likeliest), of tokens 1000, 1001, …"""
     rows, positions, num_top = np.array(places, np.int32).reshape(-1, 3).T.copy()
-    likeliest = np.zeros(int(num_top.sum()), np.float32)
-    chosen = np.zeros(len(places), np.float32)
-    scores = Scores(rows, positions, chosen, num_top, likeliest.astype(np.int32), likeliest)
+    others = np.concatenate([np.arange(count, dtype=np.int32) for *_, count in places] or [np.zeros(0, np.int32)])
+    chosen = np.full(len(places), -3.0, np.float32)
+    scores = Scores(rows, positions, chosen, num_top, 1000 + others, -1 - others.astype(np.float32) / 2)
     records = sampled("submitted 2", **asked)
     at = STORY.labels["commit 2"]
     records[at] = msgspec.structs.replace(records[at], scores=scores if places else None)
@@ -75,6 +75,7 @@ def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
     story.add(Contained(0, "OSError at planner.py:40", story.now()))
     story.move(2, 0, State.DECODING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
     story.move(3, 1, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=1)
+    story.write_down()
     story.admit(2, 0)
     story.plan(step + 1, Segment(0, 0, 7, pages=((0, 5), (1, 6))))
     _commit(story, step + 1, [Event.FIRST_TOKEN], second[1:2], cached=1)
@@ -347,7 +348,7 @@ _REPLY_CANARIES = {
         "stream_equals_result", answered((1, Cause.DRAINED, 3), *ANSWERS[1:]), "was told drained", 1
     ),
     "a reply before the end": Canary(
-        "stream_equals_result", answered((1, Cause.LENGTH, 3), time=0.5), "its client was told at 0.5", 1
+        "stream_equals_result", answered((1, Cause.LENGTH, 3), time=1.5), "its client was told at 1.5", 1
     ),
     "a reply of less than nothing": Canary(
         "legal_lifecycle", answered((1, Cause.DRAINED, -1), *ANSWERS[1:]), "-1 tokens left for its client", 1
@@ -397,7 +398,7 @@ _REPLY_CANARIES = {
     "a log-probability of a token that was not named": Canary(
         "logprobs_as_asked",
         scored({"top_logprobs": 1, "token_ids_logprob": (7,)}, (1, 5, 2)),
-        "1 likeliest .* named 0, where .* 1 likeliest tokens and those named 7",
+        "1 likeliest .* named 1001, where .* 1 likeliest tokens and those named 7",
         2,
     ),
     "a prompt whose log-probabilities are left out": Canary(

@@ -21,6 +21,7 @@ from pawl.lifecycle.records import (
     AnswersClosed,
     CacheChange,
     Cached,
+    Checkpoint,
     Closed,
     Contained,
     Counts,
@@ -161,6 +162,11 @@ class Story:
     def admit(self, request: int, row: int, num_cached: int = 0) -> None:
         self.move(request, row, State.QUEUED, Event.ADMIT, State.PREFILLING, num_cached=num_cached)
 
+    def write_down(self) -> None:
+        """A checkpoint, which a failure that was survived is followed by."""
+        (started,) = (each for each in self.records if isinstance(each, Started))
+        self.add(Checkpoint(started, None, "what a policy of the user's own keeps", self.now()))
+
     def plan(self, step: int, *segments: Segment) -> None:
         self.step = step
         self.add(planned(step, self.now(), *segments), f"plan {step}")
@@ -216,6 +222,7 @@ def _third(story: Story) -> None:
     story.add(Digest(5, 2**64 - 1))
     story.add(Contained(0, "OSError at planner.py:40", story.now()))
     story.move(3, 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
+    story.write_down()
     story.admit(3, 1)
     story.plan(6, Segment(1, 0, 10, pages=((0, 7), (1, 8), (2, 9))))
     story.add(StepRolledBack(6, "the worker was lost", story.now()), "rollback 6")

@@ -29,7 +29,7 @@ def test_a_sound_and_whole_trace_passes_with_its_statistics(tmp_path: Path) -> N
     report = audited(tmp_path, STORY.records)
     assert report.verdict == Verdict.PASS == 0
     assert report.num_judged == report.num_records == len(STORY.records)
-    assert (report.num_requests, report.num_tokens, report.num_blocks) == (3, 6, 5)
+    assert (report.num_requests, report.num_tokens, report.num_blocks) == (3, 6, 7)
     assert report.causes == {"client": 1, "length": 1, "stop_string": 1}
     assert report.records["StepCommitted"] == 6
     assert (report.findings, report.missing, report.damage, report.open_requests) == ((), (), (), ())
@@ -150,13 +150,13 @@ def test_a_trace_closed_for_another_reason_with_open_requests_is_incomplete(tmp_
 
 
 def test_a_torn_trace_says_up_to_which_block_it_reads_and_who_was_open(tmp_path: Path) -> None:
-    file = write(tmp_path, STORY.records, block=10)
+    file = write(tmp_path, STORY.records, block=11)
     file.write_bytes(file.read_bytes()[:-1])
     report = audit(file)
     assert report.verdict == Verdict.INCOMPLETE
-    assert [(each.kind, each.block) for each in report.damage] == [("torn", 3)]
-    assert (report.num_blocks, report.open_requests) == (3, (3,))
-    assert "torn at block 3" in report.text()
+    assert [(each.kind, each.block) for each in report.damage] == [("torn", 4)]
+    assert (report.num_blocks, report.open_requests) == (4, (3,))
+    assert "torn at block 4" in report.text()
     assert "open there: requests 3" in report.text()
 
 
@@ -172,7 +172,7 @@ writer = TraceWriter(Path({str(tmp_path)!r}), {PLENTY})
 for record in story.records[: story.labels["commit 2"]]:
     writer.append(record)
 writer.flush()
-for record in story.records[story.labels["commit 2"] :]:
+for record in story.records[story.labels["commit 2"] : story.labels["commit 4"]]:
     writer.append(record)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -218,7 +218,7 @@ def test_a_changed_trace_is_corrupt_even_when_it_also_shows_a_violation(tmp_path
     file.write_bytes(content)
     report = audit(file)
     assert report.verdict == Verdict.CORRUPT == 3
-    assert [(each.kind, each.block) for each in report.damage] == [("corrupt", 4)]
+    assert [(each.kind, each.block) for each in report.damage] == [("corrupt", 6)]
     assert report.findings[0].violation.property == "stream_positions"
 
 

@@ -47,6 +47,8 @@ OF_WHOLE_RUNS = {
     "a turn before one that has waited longer": "turns are counted anew",
     "the prompt with most left first": "how many pages are free is not known until a step is committed",
     "a draft at once behind one of which nothing was right": "what came of the drafts before is not known",
+    "a reply of output before the request came": "when a request came that is live is not known",
+    "a step behind a failure of which no checkpoint was taken": "a checkpoint was, behind it",
     "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",
 }
 

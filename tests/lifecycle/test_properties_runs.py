@@ -161,6 +161,7 @@ KEPT = {
     "PageUse.released": "of the last record",
     "Replies._answered": "who was answered is answered once",
     "StopSemantics._stoppable": "by row, until another one has it",
+    "StreamEqualsResult._came": "until its client has been told its end",
     "StreamEqualsResult._cut": "for a reply that comes later",
     "StreamEqualsResult._told": "for an order that comes later",
 }
