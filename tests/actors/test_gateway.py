@@ -171,6 +171,14 @@ def test_a_gone_client_stays_on_the_books_until_its_request_ends(world: World) -
     assert world.gateway.totals.ended == {Cause.DISCONNECT: 1}
 
 
+def test_clients_that_are_gone_together_read_nothing_any_more(world: World) -> None:
+    requests, inboxes = world.open(submit(), submit(), submit())
+    world.gateway.abort(requests, Cause.DISCONNECT)
+    for request in requests:
+        world.output(request, "unread")
+    assert [inbox.take() for inbox in inboxes] == [None] * 3
+
+
 @pytest.mark.parametrize("late", ["output", "accepted", "refused", "second end"])
 def test_anything_after_the_end_is_counted_and_dropped(world: World, late: str) -> None:
     (one,), (inbox,) = world.open(submit())

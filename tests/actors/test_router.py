@@ -21,6 +21,7 @@ from pawl.actors.messages.generate import (
     StepTokens,
     TextOptions,
     Timing,
+    Usage,
 )
 from pawl.actors.messages.replicas import NotReplaced, ReplicaUp
 from pawl.actors.messages.weights import WeightsServed
@@ -110,6 +111,17 @@ def test_an_abort_of_several_reaches_all_of_them_each_at_its_replica() -> None:
     router.receive(Abort((1, 2, 3, 4), Cause.CLIENT, "enough"))
     told = [[each for each in context.take(f"scheduler.{n}") if isinstance(each, Abort)] for n in (0, 1)]
     assert told == [[Abort((1, 3), Cause.CLIENT, "enough")], [Abort((2, 4), Cause.CLIENT, "enough")]]
+
+
+def test_all_that_end_in_one_step_are_forgotten() -> None:
+    router, _ = routed(1)
+    for request in (1, 2, 3):
+        router.receive(asked(request))
+        router.receive(Opened(request, request, TextOptions(), len(PROMPT), PROMPT, replica=0))
+    none = np.zeros(0, np.int32)
+    ended = tuple(Ended(row, row, Cause.LENGTH, Usage(3, 1, 0), Timing(0.0)) for row in (1, 2, 3))
+    router.receive(StepTokens(none, none, ended=ended, replica=0))
+    assert (router.routed, [each.num_open for each in router.replicas.values()]) == ({}, [0])
 
 
 def test_all_output_is_older_where_other_weights_serve_whatever_they_are_called() -> None:

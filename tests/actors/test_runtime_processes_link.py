@@ -268,6 +268,16 @@ def test_down_comes_after_everything_that_was_heard_and_nothing_comes_after_it(b
     assert not between.a.send("y", Say(1))
 
 
+def test_all_who_watch_an_actor_of_a_lost_process_hear_of_it(between: Between) -> None:
+    for name in ("v", "w"):
+        between.spawn(between.a, Scribe(between.journal), name)
+        between.a.watch(name, "y")
+    between.a.lost(between.a.links["b"], "killed")
+    between.a.start()
+    for name in "xvw":
+        between.wait_for(name, Down("y", "lost: killed"))
+
+
 def test_what_a_lost_process_never_took_is_counted_as_dead_letters(between: Between) -> None:
     for number in range(3):
         between.a.send("y", Say(number))

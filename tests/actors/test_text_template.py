@@ -39,6 +39,13 @@ def test_the_generation_prompt_can_be_left_out() -> None:
     assert with_prompt == without + "<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize("before", [{}, {"known": 1}])
+def test_what_no_option_may_set_is_refused_wherever_it_stands(before: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="takes no 'range'") as caught:
+        render("{{ known }}", **before, range=3)
+    assert caught.value.param == "range"
+
+
 def test_text_parts_become_one_text() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert render("{{ messages[0].content }}", [{"role": "user", "content": parts}]) == "one\ntwo"

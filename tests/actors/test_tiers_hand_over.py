@@ -150,6 +150,14 @@ def blocks_of(sender: Sender) -> list[UInt8s]:
     return [block for data in found if data is not None for block in data]
 
 
+def test_a_page_that_is_computed_goes_to_all_who_wait_for_it() -> None:
+    sender = Sender()
+    for job, storage in enumerate("def", 1):
+        sender.open(job, 6 + job, storage, KEYS[:1])
+    sender.computed(KEYS[0])
+    assert [to for to, message in sender.posted if isinstance(message, HandedPages)] == ["d", "e", "f"]
+
+
 def test_pages_are_sent_from_where_they_lie_as_few_blocks_and_what_takes_their_place_meanwhile_is_not_kept() -> None:
     sender = Sender(*KEYS[3:], *KEYS[:2])
     sender.open(keys=KEYS[:5])

@@ -150,3 +150,13 @@ def test_parents_may_leave_together_with_their_children() -> None:
     mirror = Mirror(1)
     mirror.replay([STORED, Removed(array(1, 2)), Stored("", 0, array(2), array(1)), Cleared(), STORED])
     assert mirror.content == {0: Block("", None, (1,)), 1: Block("", 0, (2,)), 2: Block("", 1, (3,))}
+
+
+@pytest.mark.parametrize("others", [[], [4]])
+def test_a_page_that_leaves_before_one_below_it_is_noticed_whichever_of_those_that_leave_it_is(
+    others: list[int],
+) -> None:
+    mirror = Mirror(1)
+    mirror.replay([Stored("", None, array(5, 6), array(1, 2)), Stored("", None, array(7), array(4))])
+    with pytest.raises(MemoryViolation, match="a page never leaves before those below it"):
+        mirror.replay([Removed(array(*others, 1))])
