@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import msgspec
 import structlog
 
 from pawl.actors.adapter_client import AdapterClient
@@ -19,14 +18,15 @@ from pawl.actors.messages.control import Heartbeat
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Generate, Opened, Refused
 from pawl.actors.messages.grammar import Compile, Release
+from pawl.actors.messages.transfer import Dropped
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
-from pawl.actors.runtime.actor import Actor, Lane, places_of
+from pawl.actors.runtime.actor import Actor, Lane, Timer, places_of
 from pawl.actors.step_measures import StepMeasures
 from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.hand_over_client import tier_client_for
 from pawl.actors.tiers.tier_client import TierMessage
-from pawl.actors.turn_timer import TurnDue, TurnTimer
+from pawl.actors.turn_timer import HeartbeatDue, SelfCheck, TurnDue, TurnTimer
 from pawl.actors.turns import info_of, turn_of
 from pawl.actors.weight_client import WeightClient
 from pawl.lifecycle.journal import Journal
@@ -62,17 +62,11 @@ SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
 
-class SelfCheck(msgspec.Struct, frozen=True, tag=True):
-    """Timer: the engine has been idle for a while."""
-
-
-class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
-    """Timer: tell the watchdog that messages are handled."""
-
-
 ToScheduler: Any = (
     Generate | Executed | ExecuteFailed | Ask | AnyOrder | HeartbeatDue | SelfCheck | TurnDue | TierMessage
 )
+SAID_ONCE = (HeartbeatDue, SelfCheck, TurnDue, CheckDeadlines, Dropped)
+"""Nobody says it again: what fails at one of these has it come once more."""
 
 
 class Scheduler(Actor):
@@ -103,6 +97,7 @@ class Scheduler(Actor):
         self._askers = Askers(partial(self._send, lane=Lane.CONTROL))
         self._checking_deadlines = self._checking_self = False
         self._turn_timer = TurnTimer(self)
+        self._next_beat: Timer | None = None
         self._checked_at = 0
         """Requests received when the memory was last looked over."""
         self.violations: dict[str, int] = {}
@@ -157,6 +152,8 @@ class Scheduler(Actor):
             self.intake.deliver(asked, self.context.now())
         elif not only_looks:
             self._recover(self.context.now())
+        if isinstance(message, SAID_ONCE):
+            self._send(self._names.scheduler, message, Lane.CONTROL)
         self._askers.failed(message if isinstance(message, Ask) else None, self.intake.owed, FAILED_ORDER)
         self._send_step()
         return True
@@ -347,4 +344,6 @@ class Scheduler(Actor):
         """Tell the watchdog that messages are handled here, and how long the worker has been at its step."""
         age_s = now - min(self._launched_at.values()) if self._launched_at else None
         self._send(self._names.watchdog, Heartbeat(age_s), Lane.CONTROL)
-        self.context.after(HEARTBEAT_S, HeartbeatDue())
+        if self._next_beat is not None:  # where it failed behind this line
+            self._next_beat.cancel()
+        self._next_beat = self.context.after(HEARTBEAT_S, HeartbeatDue())

@@ -199,6 +199,12 @@ class Storage(Actor):
                 self._empty(era)
             case HandedPages():  # a second word of it says nothing new
                 self._took(message)
+            case Unexpect(ticket):
+                self.incoming.unexpect(ticket)
+            case ForgetSender(sender):
+                self.incoming.forget(sender)
+            case SchedulerStops():
+                self._heard = False
             case Expect(ticket):  # what comes is not kept
                 self.incoming.unexpect(ticket)
                 self._tell(Received(ticket, 0))

@@ -1,4 +1,4 @@
-"""The scheduler's timer for a step that was made to wait."""
+"""What the scheduler tells itself in a while, and its timer for a step that was made to wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import msgspec
 
 from pawl.actors.runtime.actor import Actor, Timer
 from pawl.loops.loop import Loop
+
+
+class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
+    """Timer: tell the watchdog that messages are handled."""
+
+
+class SelfCheck(msgspec.Struct, frozen=True, tag=True):
+    """Timer: the engine has been idle for a while."""
 
 
 class TurnDue(msgspec.Struct, frozen=True, tag=True):

@@ -282,7 +282,7 @@ class Loop:
         table.move_rows(scheduled.rows, events)
         if result.counts is not None:
             applied, self._runs = apply_runs(scheduled, result, result.counts, fresh, events, table, self.memory)
-            self.counters.dropped_tokens += len(result.tokens) - len(applied.tokens)
+            self.counters.dropped_tokens += len(applied.recorded) - len(applied.tokens)
             self.counters.generated_tokens += len(applied.tokens)
             if self.drafter is not None and applied.counts is not None:
                 self.drafter.committed(scheduled, fresh, applied.counts, self.counters)

@@ -32,7 +32,9 @@ SENT = {"p": "ghost:p+q", "r": "ghost:r+s"}
 """As tensors."""
 BROADCAST = {"t": "ghost:t+u"}
 """By a trainer."""
-SOURCES = ON_DISK | SENT | BROADCAST
+AGAIN = {"again": "ghost", "anew": "ghost"}
+"""Other names of the weights of the start."""
+SOURCES = ON_DISK | SENT | BROADCAST | AGAIN
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
 NO_FILE, NO_GHOST = "no such file", "the ghost has no weights"
@@ -168,7 +170,7 @@ PUT_WEIGHTS = Row(
     ends=frozenset({Cause.CLIENT}),
 )
 
-# Not drawn: what simulated clients must get follows from the names that they are told.
+# Drawn where all weights are those of the start: what simulated clients must get follows from names that they are told.
 RENAME_WEIGHTS = Row(
     name="rename-weights",
     message=RenameWeights,

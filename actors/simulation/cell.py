@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
 from pawl.actors.runtime.actor import Actor
@@ -21,6 +22,9 @@ MakeCodec: TypeAlias = Callable[[Any], Codec]
 
 class Observer(Protocol):
     """Who wants to know what the actors of a system go through."""
+
+    inside: Callable[[str, Any], AbstractContextManager[None]] | None
+    """What an actor does, with its name and the message that it handles (None: it settles), is done inside of this."""
 
     def delivered(self, name: str, message: Any) -> None:
         """The actor `name` is about to handle `message`."""
@@ -65,14 +69,22 @@ class SimulatedCell(Cell):
         self._observer.delivered(self.name, message)
         if crash != "before":
             before = None if self._actor is None else self._actor.contained
-            super()._handle(message, entry)
+            if self._observer.inside is None:
+                super()._handle(message, entry)
+            else:
+                with self._observer.inside(self.name, message):
+                    super()._handle(message, entry)
             self._tell_contained(before)
         if crash is not None and self.phase is Phase.RUNNING:
             self._fail(InjectedCrash(self.name, f"{crash} a message"), message, entry)
 
     def _settle(self) -> None:
         before = None if self._actor is None else self._actor.contained
-        super()._settle()
+        if self._observer.inside is None:
+            super()._settle()
+        else:
+            with self._observer.inside(self.name, None):
+                super()._settle()
         self._tell_contained(before)
 
     def _tell_contained(self, before: Exception | None) -> None:

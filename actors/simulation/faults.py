@@ -38,9 +38,11 @@ class FaultKind(StrEnum):
     """A place in the scenario that asks (`SimulatedSystem.strikes`) fails: a step raises, an allocation fails."""
     GARBLE = "garble"
     """What such a place gives means nothing, and says so."""
+    FAIL = "fail"
+    """A line of a handler raises, where the scenario has it (`pawl.testing.failing`)."""
 
 
-ASKED = (FaultKind.STRIKE, FaultKind.GARBLE)
+ASKED = (FaultKind.STRIKE, FaultKind.GARBLE, FaultKind.FAIL)
 """Where the scenario asks, and nowhere else."""
 
 
@@ -55,6 +57,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     jump: int = 0
     strike: int = 0
     garble: int = 0
+    fail: int = 0
     kill: int = 0
     freeze: int = 0
     part: int = 0

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from pawl.actors.runtime.actor import Actor, Overflow
@@ -93,6 +94,7 @@ class SimulatedSystem(LocalSystem):
         """Messages handed to actors, timers included."""
         self.on_delivery: Callable[[str, Any], None] | None = None
         """Called with (actor, message) before each delivery."""
+        self.inside: Callable[[str, Any], AbstractContextManager[None]] | None = None
         self.wall_offset_s = EPOCH_S
         self.now_s = 0.0
         self.network = Network(self.dead_letters, is_wire, preempt=preempt)
@@ -105,10 +107,9 @@ class SimulatedSystem(LocalSystem):
         self._user_on_dead_letter = on_dead_letter
         self._clock_event = Clock(self)
         self._stopping: Stopping | None = None
-        self._in_step = False
+        self._in_step = self._everything = False
         self._num_values = 0
         self._broken: BaseException | None = None
-        self._everything = False
 
     # ---- one step at a time ----
 
@@ -253,16 +254,15 @@ class SimulatedSystem(LocalSystem):
     def strikes(self, place: str, kind: FaultKind = FaultKind.STRIKE) -> bool:
         """Whether a fault of this `kind`, one of `ASKED`, strikes at this place, as often as its budget allows. For
         fakes that can fail."""
-        if self.faults.left[kind] == 0:
-            return False
-        if self._choose_value(Kind.STRIKE, f"strike {place}", ("no", "yes"), faults_from=1) == 0:
+        left = self.faults.left[kind]
+        if not left or not self._choose_value(Kind.STRIKE, f"strike {place}", ("no", "yes"), faults_from=1):
             return False
         self.faults.spend(kind, place)
         return True
 
-    def pick(self, name: str, labels: Sequence[str]) -> int:
-        """Index of one of `labels`: something else that the schedule may decide. The first is the dull one."""
-        return self._choose_value(Kind.PICK, name, labels, faults_from=len(labels))
+    def pick(self, name: str, labels: Sequence[str], *, faults: int = 0) -> int:
+        """Index of one of `labels`, of which the last `faults` are some: the schedule decides. The first is dull."""
+        return self._choose_value(Kind.PICK, name, labels, faults_from=len(labels) - faults)
 
     def _choose_value(self, kind: Kind, name: str, labels: Sequence[str], *, faults_from: int) -> int:
         self._num_values += 1

@@ -45,11 +45,17 @@ class _Memory(msgspec.Struct):
 
 class _Served(msgspec.Struct):
     fingerprint: str
+    version: str | None = None
+
+
+class _Update(msgspec.Struct):
+    version: str | None
 
 
 class _Weights(msgspec.Struct):
     state: Weights
     served: _Served
+    update: _Update | None = None
 
 
 class _Limits(msgspec.Struct):

@@ -21,7 +21,7 @@ from pawl.lifecycle.records import (
     Transition,
 )
 from pawl.lifecycle.requests import NOT_ADMITTED
-from pawl.lifecycle.states import Event
+from pawl.lifecycle.states import Cause, Event
 
 
 class _Settings(msgspec.Struct):
@@ -63,6 +63,12 @@ class FollowedLimits:
         given = {name: getattr(limits, name) for name in SETTABLE}
         return [] if self._at_start is None else list(refusals(given, self._at_start, self._page_size))
 
+    def may_lack_rows(self, history: History) -> bool:
+        """Whether those who are live, and those who are gone and named by a step in flight, may have all rows."""
+        named = {row for step in history.in_flight.values() for row in step.rows.tolist()}
+        at_start, held = self._at_start, named.union(history.open.values())
+        return at_start is None or len(held) >= at_start.max_running + at_start.max_queued
+
     def delivered(self, record: Delivered) -> None:
         """An order has reached the loop."""
         if self.now is None or self._at_start is None:
@@ -79,7 +85,7 @@ class LimitsHold(Property):
     """Each step is planned within the limits that are set at that time, all together or not at all: it computes no more
     prompt tokens than one may, nobody is admitted beyond those who may run, and it waits for as long as steps are
     slowed down by, from the launch, the result or the arrival at rest before it. Nobody comes to wait beside as many
-    as may, who were never admitted."""
+    as may, who were never admitted; and nobody is refused beside fewer."""
 
     name: ClassVar[str] = "limits_hold"
 
@@ -127,7 +133,13 @@ class LimitsHold(Property):
     def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
         self._waiting.discard(record.request)
         self._begun.discard(record.request)
-        return ()
+        limits, waiting = self._limits.now, len(self._waiting)
+        if limits is None or record.cause is not Cause.OVERLOADED or waiting >= limits.max_queued:
+            return ()
+        if self._limits.may_lack_rows(history):
+            return ()
+        text = f"it is refused beside {waiting} requests that wait, where {limits.max_queued} may"
+        return (self.violation(history, text, record.request),)
 
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:

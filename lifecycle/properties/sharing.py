@@ -16,7 +16,7 @@ from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import Pauses
 from pawl.lifecycle.properties.residency import Releases
-from pawl.lifecycle.properties.served_weights import fingerprint_at_start
+from pawl.lifecycle.properties.served_weights import ServedName, fingerprint_at_start
 from pawl.lifecycle.records import (
     Cached,
     Contained,
@@ -210,7 +210,8 @@ class NamespaceIsolation(Property):
 class WeightEpochs(Property):
     """Keys and values written under one weight version are not read under another: requests are served under the
     version of the weights that the engine has, use pages of that version only, and whoever ran when the weights were
-    exchanged starts again. An update moves as its table says, and a failed one changes nothing."""
+    exchanged starts again. An update moves as its table says, and a failed one changes nothing. They have the name that
+    they were last given."""
 
     name = "weight_epochs"
 
@@ -218,17 +219,25 @@ class WeightEpochs(Property):
         self._state: Weights = WEIGHTS.start
         self._served: str | None = None
         """Fingerprint of the weights that serve."""
+        self._name = ServedName()
         self._before: dict[int, int] = {}
         """Requests that ran when the weights were exchanged, and how often they had left work by then, by row."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         found = super().begin(beginning, history)
         self._state, self._served = beginning.weights.state, history.weights.fingerprint
+        self._name.begin(beginning)
         return found
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
         self._served = None if fingerprint_at_start(record) is None else history.weights.fingerprint
+        self._name.start(record)
+        return ()
+
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        self._name.delivered(record)
         return ()
 
     @on(WeightsMoved)
@@ -239,6 +248,10 @@ class WeightEpochs(Property):
             text = f"{record.event} takes the weights from {record.source} to {record.target}"
             found.append(self.violation(history, f"{text}; they are {self._state}"))
         self._state = record.target
+        self._name.moved(record)
+        if self._name.now not in (None, record.version):
+            text = f"after {record.event} the weights are called {record.version!r}, and not {self._name.now!r}"
+            found.append(self.violation(history, text))
         if record.event is not WeightEvent.SWAPPED:
             if record.fingerprint != self._served:
                 text = f"after {record.event} weights {record.fingerprint!r} serve, before {self._served!r} did"

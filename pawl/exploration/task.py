@@ -32,6 +32,8 @@ CONTENTION, SCARCITY, APART, CROWDING, STEERING, CONVERSING = 0.15, 0.24, 0.15, 
 """Shares of the workloads in which many requests wait for few places, in which pages are short, in which prompts are
 computed elsewhere, in which long and short ones are computed beside each other, in which orders come while replicas
 come and go, and in which one session has many turns."""
+FAILING = 0.1
+"""Share of the workloads in whose runs a line may raise."""
 SPRINKLED = 0.4
 """Share of those in which requests ask something of their tokens, as others do."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
@@ -171,7 +173,8 @@ def _past(ends: float) -> bool:
 def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     """In one workload of three steps are lost, in another one clocks err, up to `task.faults` times, some have both;
     in one of eight an actor may crash, in one of three where others may go on without it; in one of five whole
-    processes are lost, where there are some; in one of twelve a token of the worker means nothing."""
+    processes are lost, where there are some; in one of twelve a token of the worker means nothing. In one of ten, where
+    the engine goes on to the end, a line of a handler raises, beside lost steps alone."""
     from pawl.actors.simulation.faults import FaultKind
     from pawl.actors.simulation.processes import WHOLE
     from pawl.testing import Faults
@@ -183,8 +186,13 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     in_time = count if clocks else 0
     whole = chance.pick(WHOLE) if chance.chance(0.2) else None
     garbled = chance.chance(1 / 12)
+    strike = count if steps else 0
+    # Of a generator of its own: others are drawn as if there were none of these.
+    goes_on = workload.closing is None and workload.shape.rank_hosts == 1  # a host that dies may end its engine
+    if task.faults and goes_on and Seeded((seed << 32) + 2).chance(FAILING):
+        return Faults(strike=strike, fail=1)
     return Faults(
-        strike=count if steps else 0,
+        strike=strike,
         garble=count if garbled else 0,
         rush=in_time,
         late=in_time,

@@ -7,12 +7,19 @@ from typing import Any
 
 import msgspec
 
+from pawl.actors.control import row_of
 from pawl.actors.control.adapters import NAMES, drawn_load, drawn_unload
+from pawl.actors.control.limits import SetInternalState
 from pawl.actors.control.requests import AbortRequests
+from pawl.actors.control.scaling import ScaleReplicas
+from pawl.actors.control.weights import AGAIN, SendWeights
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.features.request import GRAMMARS, LIKELY, RIVALS, TOKENS
 from pawl.features.row import Seeded, Source
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.weights import NAMES as WEIGHT_NAMES
+from pawl.gpu.ghost.weights import GhostWeights
+from pawl.loops.orders.weights import RenameWeights, UpdateWeights
 from pawl.testing.workload import Arrival, Closing, Control, Workload
 
 SCORED: tuple[dict[str, Any], ...] = tuple(
@@ -32,6 +39,8 @@ ALIKE: tuple[tuple[dict[str, Any], ...], ...] = (
     SAMPLED,
 )
 """What is asked for side by side: scores, grammars, vectors, other draws than the likeliest."""
+OF_WEIGHTS = ("weight_epochs", "weight_groups")
+"""Properties that orders about weights are a matter of."""
 LONG_ENOUGH = 10
 """Tokens of a request whose output is to repeat itself."""
 MOST_FILLED = 256
@@ -165,6 +174,44 @@ def _adapters_come_and_go(workload: Workload, source: Source) -> Workload:
     return replace(workload, arrivals=tuple(arrivals), controls=(*loads, *workload.controls, *unloads))
 
 
+def _weights_keep_their_names(workload: Workload, source: Source) -> Workload:
+    """The weights of the start are read and sent again, in parts, under another name or under none, and are renamed:
+    the tokens stay the same, and what has no name keeps the one before. Then there may be more replicas."""
+    others = [each for each in workload.controls if row_of(each.body).proves not in OF_WEIGHTS]
+    orders = [_of_the_start(source) for _ in range(source.within(2, 5))]
+    if workload.shape.max_replicas:
+        more = ScaleReplicas(workload.shape.max_replicas, grace_s=0.0, on_load=False)
+        orders.append(Control(body=more, at_s=source.pick((0.1, 0.5, 2.5))))
+    return replace(workload, controls=(*others, *orders))
+
+
+def _few_may_wait(workload: Workload, source: Source) -> Workload:
+    """Only one or two may wait, and most come when others are at work, or have lost their memory."""
+    most = min(source.within(1, 2), workload.shape.max_queued)
+    arrivals = [
+        each if each.session or each.with_previous else replace(each, after_tokens=source.within(0, 6))
+        for each in workload.arrivals
+    ]
+    order = Control(body=SetInternalState({"max_queued": most}))
+    return replace(workload, arrivals=tuple(arrivals), controls=(order, *workload.controls))
+
+
+def _of_the_start(source: Source) -> Control:
+    name, weights = source.pick((None, None, *AGAIN)), GhostWeights()
+    aborts = source.chance(0.2)
+    parts = [(weights.file(part), last) for part in WEIGHT_NAMES for last in (False, False, True)]
+    file, last = source.pick((*parts, (weights.file(), True)))
+    body: Any = source.pick(
+        (
+            UpdateWeights(model_path=AGAIN["again"], weight_version=name, abort_all_requests=aborts),
+            SendWeights(safetensors=file, last=last, weight_version=name, abort_all_requests=aborts),
+            RenameWeights(source.pick(tuple(AGAIN)), abort_all_requests=aborts),
+        )
+    )
+    in_work = source.within(1, 8) if source.chance(0.3) else 0
+    return Control(body=body, after_tokens=in_work, at_s=source.pick((0.0, 0.001, 0.1, 0.5, 1.0)))
+
+
 def _with(workload: Workload, at: int, arrival: Arrival) -> Workload:
     return replace(workload, arrivals=(*workload.arrivals[:at], arrival, *workload.arrivals[at + 1 :]))
 
@@ -178,5 +225,7 @@ EDGES: tuple[tuple[Callable[[Workload, Source], Workload], float], ...] = (
     (_leave_in_their_prompts, 0.04),
     (_side_by_side, 0.08),
     (_adapters_come_and_go, 0.25),
+    (_weights_keep_their_names, 0.08),
+    (_few_may_wait, 0.08),
 )
 """What makes it, and in what share of those that have none of the edges before."""

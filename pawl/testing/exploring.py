@@ -31,6 +31,7 @@ from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, Guided, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, cluster
+from pawl.testing.failing import failing_cluster
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import KeptPart, kept_parts
 from pawl.testing.replica import MakeProperties, quick_properties, record_properties
@@ -158,7 +159,8 @@ def _scenario(
     reached: Counter[str] | None,
     source: ChoiceSource,
 ) -> Case:
-    made = cluster(workload, source, faults=faults, properties=properties, model=model)
+    make = failing_cluster if faults.fail else cluster
+    made = make(workload, source, faults=faults, properties=properties, model=model)
     made.reached = reached
     return made
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
+from functools import _lru_cache_wrapper
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, get_args
 
@@ -24,7 +25,7 @@ from pawl.actors.runtime.actor import Down
 from pawl.actors.runtime.receiver import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
-from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.faults import FaultKind, Faults
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure
@@ -98,14 +99,21 @@ class Tracer:
         """Within this context, in this thread."""
         return tracing(self._called)
 
+    def within(self) -> AbstractContextManager[None]:
+        """The same, in a handler that has begun."""
+        self._depth = 1
+        return self.on()
+
     def _called(self, frame: FrameType, event: str, _: Any) -> Any:
         code = frame.f_code
+        if code not in self._gates and isinstance(frame.f_globals.get(code.co_name), _lru_cache_wrapper):
+            self._gates[code] = -1  # who asks next is told what is remembered, and comes by no line of it
         if code in self._gates:
             if isinstance(frame.f_locals.get("message"), OF_REPLICAS):
                 return None
             self._depth += self._gates[code]
             return self._gate
-        return self._traced if self._depth and self._wants(code) else None
+        return self._traced if self._depth > 0 and self._wants(code) else None
 
     def _gate(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "return":
@@ -122,22 +130,29 @@ class InjectedChecks(EndChecks):
     """A request may be lost to the failure that was planted, and a prefill may take its lease. What failed in the
     middle may be counted or not."""
 
-    def check_pairs(self) -> None: ...
+    run: InjectedCluster
 
-    def check_counted(self) -> None: ...
+    def check_pairs(self) -> None:
+        if not self.run.has_failed:
+            super().check_pairs()
+
+    def check_counted(self) -> None:
+        if not self.run.has_failed:
+            super().check_counted()
 
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
+        budget = self.run.system.faults
         # What was planted may be the second strike of a request that the worker has lost a step of.
-        second = cause is Cause.WORKER_LOST and bool(self.run.system.faults.struck)
-        if cause is not Cause.INTERNAL and not second:
+        second = cause is Cause.WORKER_LOST and budget.left[FaultKind.STRIKE] < budget.faults.strike
+        if not self.run.has_failed or not (cause is Cause.INTERNAL or second):
             super().check_cause(client, arrival, cause)
 
     def excuses(self, answer: Reply) -> bool:
         told = *(kind.__name__ for kind in INJECTED), FAILED_ORDER
-        return not answer.ok and any(words in answer.message for words in told)
+        return self.run.has_failed and not answer.ok and any(words in answer.message for words in told)
 
     def check_output(self, client: Client) -> None:
-        if _internal(client):  # cut off anywhere
+        if self.run.has_failed and _internal(client):  # cut off anywhere
             arrival = self.understood(client) or client.arrival
             self.run.model.expectations.check_beginning(
                 arrival, client.drawn_by, client.tokens, client.text, client.request
@@ -173,6 +188,8 @@ class InjectedCluster(Cluster):
 
     make_checks = InjectedChecks
     make_desk = InjectedDesk
+    has_failed = True
+    """Whether it may be that what was planted has been raised."""
 
     def tolerates(self, failure: ActorFailure) -> bool:
         cell = self.system.find(failure.name)
@@ -185,11 +202,18 @@ class InjectedCluster(Cluster):
             super()._report(name, explanation, request)
 
     def judge_whole(self) -> None:
+        if not self.has_failed:
+            super().judge_whole()
+            return
         # A replay ends where the scheduler survived a failure, and every property where a record could not be written.
-        raise_first(self.monitor.finish())
+        for replica in self.replicas:
+            if not replica.lost:
+                raise_first(replica.monitor.finish())
 
     def at_rest(self) -> None:
         super().at_rest()
+        if not self.has_failed:
+            return
         struck = set().union(*(_struck(replica.trace.records) for replica in self.replicas))
         if len(self._calls_lost(struck)) > 1:
             lost = self.ended_internally()

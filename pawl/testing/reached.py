@@ -33,6 +33,7 @@ FAULTS = {
     FaultKind.KILL: "killed process",
     FaultKind.FREEZE: "frozen process",
     FaultKind.PART: "process out of reach",
+    FaultKind.FAIL: "line that raises",
 }
 PLACES = {
     "result": "lost result",

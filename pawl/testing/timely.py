@@ -100,6 +100,13 @@ class TimelyScheduler(Scheduler):
         self._check_told()
         self._check_reminded()
 
+    def spares(self, message: Any, error: Exception) -> bool:
+        survived = super().spares(message, error)
+        for number in self.intake.waiting if survived else ():
+            if number not in self._askers:
+                self.report("quiescent_flush", f"order {number} waits for rest, and who gave it waits no longer", None)
+        return survived
+
     def _check_reminded(self) -> None:
         if self.num_contained:
             return  # what failed in between may have been that

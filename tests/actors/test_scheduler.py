@@ -14,10 +14,12 @@ from pawl.actors.messages.control import Heartbeat, Reply, Stalled
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.messages.grammar import Compile, Release
+from pawl.actors.messages.transfer import Dropped
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.scheduler import HeartbeatDue, Scheduler, SelfCheck
+from pawl.actors.scheduler import HEARTBEAT_S, Scheduler
 from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.turn_timer import HeartbeatDue, SelfCheck, TurnDue
 from pawl.actors.watchdog import OLD_STEP_S, Watchdog
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
@@ -295,6 +297,21 @@ def test_the_watchdog_hears_at_regular_times_how_old_the_oldest_step_is() -> Non
     bench.context.time_s += 7.0
     bench.tell(HeartbeatDue())
     assert bench.context.take("watchdog") == [Heartbeat(None), Heartbeat(pytest.approx(7.0))]
+
+
+@pytest.mark.parametrize("message", [HeartbeatDue(), SelfCheck(), TurnDue(), CheckDeadlines(), Dropped((b"key",))])
+def test_what_nobody_says_again_comes_once_more_where_something_fails_at_it(message: Any) -> None:
+    bench = Bench()
+    assert bench.scheduler.spares(message, KeyError())
+    assert bench.context.take("scheduler") == [message]
+
+
+def test_a_heartbeat_that_comes_once_more_is_the_only_one() -> None:
+    bench = Bench()
+    bench.tell(HeartbeatDue(), HeartbeatDue())
+    bench.context.take("watchdog")
+    bench.context.advance(2 * HEARTBEAT_S)
+    assert len(bench.context.take("watchdog")) == 2
 
 
 def test_a_step_that_never_comes_back_is_a_stall_within_half_a_second_of_its_limit() -> None:

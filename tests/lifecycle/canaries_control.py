@@ -50,10 +50,10 @@ def as_turn(
     return records
 
 
-def refused(records: Sequence[Record]) -> list[Record]:
+def refused(records: Sequence[Record], cause: Cause = Cause.INVALID) -> list[Record]:
     """The last request is refused as soon as it is there."""
     at, taken = max((at, each) for at, each in enumerate(records) if getattr(each, "event", None) == Event.SUBMIT)
-    refusal = {"event": Event.ABORT, "target": State.ABORTED, "cause": Cause.INVALID, "num_output": 0}
+    refusal = {"event": Event.ABORT, "target": State.ABORTED, "cause": cause, "num_output": 0}
     return [*records[:at], msgspec.structs.replace(taken, **refusal)]
 
 
@@ -119,6 +119,12 @@ CONTROL_CANARIES: dict[str, Canary] = {
         planted("started", limited(max_queued=1)),
         "it comes to wait beside 1 requests, where 1 may",
         2,
+    ),
+    "one who is refused beside free places": Canary(
+        "limits_hold",
+        refused(STORY.records, Cause.OVERLOADED),
+        "it is refused beside . requests that wait, where 8 may",
+        3,
     ),
     "more prompt tokens than a step may compute": Canary(
         "limits_hold", planted("commit 1", limited(prefill_chunk=5)), "step 2 computes 7 prompt tokens, where 5 may be"

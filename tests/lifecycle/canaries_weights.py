@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
-from pawl.lifecycle.records import WeightGroupMoved, WeightsMoved
+from pawl.lifecycle.records import Delivered, WeightGroupMoved, WeightsMoved
 from tests.lifecycle.canaries import Canary
 from tests.lifecycle.canaries_shared import planted
 
@@ -14,6 +16,11 @@ def weights(event: WeightEvent, fingerprint: str, source: Weights = Weights.SERV
     targets = {WeightEvent.UPDATE: Weights.STAGING, WeightEvent.STAGED: Weights.SWAPPING}
     targets |= {WeightEvent.PART: Weights.GATHERING}
     return WeightsMoved(source, event, targets.get(event, Weights.SERVING), "", fingerprint, 1.0)
+
+
+def named(record: WeightsMoved, version: str) -> WeightsMoved:
+    """The same, replies call those that serve so."""
+    return msgspec.structs.replace(record, version=version)
 
 
 def group(event: GroupEvent, source: GroupPhase, target: GroupPhase) -> WeightGroupMoved:
@@ -30,7 +37,24 @@ RECEIVES = (
     weights(WeightEvent.UPDATE, ""),
     group(GroupEvent.RECEIVE, GroupPhase.JOINED, GroupPhase.RECEIVING),
 )
+NAMED = (
+    Delivered("rename_weights", {"new_version": "a"}, 0, 0.0),
+    named(weights(WeightEvent.RENAMED, ""), "a"),
+    Delivered("update_weights", {"weight_version": None}, 0, 0.0),
+    named(weights(WeightEvent.UPDATE, ""), "a"),
+    named(weights(WeightEvent.STAGED, "", Weights.STAGING), "a"),
+)
 WEIGHT_CANARIES: dict[str, Canary] = {
+    "weights that are not called as was ordered": Canary(
+        "weight_epochs",
+        planted("commit 2", NAMED[0], named(weights(WeightEvent.RENAMED, ""), "b")),
+        "after renamed the weights are called 'b', and not 'a'",
+    ),
+    "an update without a name that takes the name": Canary(
+        "weight_epochs",
+        planted("commit 2", *NAMED, named(weights(WeightEvent.SWAPPED, "new", Weights.SWAPPING), "b")),
+        "after swapped the weights are called 'b', and not 'a'",
+    ),
     "weights that are exchanged and were not staged": Canary(
         "weight_epochs",
         planted("commit 2", weights(WeightEvent.SWAPPED, "new")),

@@ -8,6 +8,7 @@ from tests.mutants.in_asked import ASKED
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
 from tests.mutants.in_edges import EDGES
+from tests.mutants.in_failing import FAILING
 from tests.mutants.in_hand_over import HAND_OVER
 from tests.mutants.in_lasting import LASTING
 from tests.mutants.in_lifecycle import LIFECYCLE
@@ -30,6 +31,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
     *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED, *LASTING, *EDGES),
+    *FAILING,
 )
 
 EQUIVALENT = {

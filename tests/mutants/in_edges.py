@@ -106,7 +106,7 @@ EDGES = (
         "watchdog_hears_one_heartbeat",
         "bounded_progress",
         "A scheduler tells its watchdog once that it handles messages, and never again.",
-        Edit(Scheduler._beat, "self.context.after(HEARTBEAT_S, HeartbeatDue())", "pass"),
+        Edit(Scheduler._beat, "self._next_beat = self.context.after(HEARTBEAT_S, HeartbeatDue())", "pass"),
     ),
     _mutant(
         Group.OUTPUTS,

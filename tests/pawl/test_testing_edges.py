@@ -7,7 +7,9 @@ from collections import Counter
 import msgspec
 import pytest
 
+from pawl.actors.control.limits import SetInternalState
 from pawl.actors.control.requests import AbortRequests
+from pawl.actors.control.weights import AGAIN
 from pawl.actors.messages.control import Reply
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
@@ -15,6 +17,7 @@ from pawl.actors.simulation.strategies.simple import Fair
 from pawl.exploration.task import workload_of
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.adapters import UnloadAdapter
+from pawl.loops.orders.weights import RenameWeights, UpdateWeights
 from pawl.testing import Arrival, PropertyFailed, Workload, crowding
 from pawl.testing.cluster import Cluster, cluster
 from pawl.testing.edges import EDGES, MOST_FILLED, edged
@@ -35,9 +38,17 @@ def edges_of(drawn: Workload, found: Workload) -> set[str]:
         "named": lambda one: any(each.rid for each in one.arrivals),
         "side by side": lambda one: sum(_is_special(each) for each in one.arrivals) > 1,
         "adapters go": lambda one: any(isinstance(each.body, UnloadAdapter) for each in one.controls),
+        "weights again": lambda one: any(_is_of_the_start(each.body) for each in one.controls),
+        "few may wait": lambda one: any(isinstance(each.body, SetInternalState) for each in one.controls),
         "scored": lambda one: any(each.prompt_logprobs for each in one.arrivals),
     }
     return {name for name, has in names.items() if has(found) and not has(drawn)}
+
+
+def _is_of_the_start(order: msgspec.Struct) -> bool:
+    if isinstance(order, RenameWeights):
+        return order.new_version in AGAIN
+    return isinstance(order, UpdateWeights) and order.model_path in AGAIN.values() and order.weight_version != "default"
 
 
 def _is_special(arrival: Arrival) -> bool:
