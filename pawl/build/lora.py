@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -49,7 +50,13 @@ def targets_of(config: ServerConfig) -> tuple[str, ...]:
 
 def adapters_at_start(config: ServerConfig) -> list[LoadAdapter]:
     """What to load before serving. Raises ConfigError."""
-    return [_load(text) for text in config.lora_paths]
+    orders = [_load(text) for text in config.lora_paths]
+    taken = {config.model, Path(config.model).name, *config.served_model_name}
+    for order in orders:
+        if order.name in taken:
+            text = f"lora_paths: {order.name} is the model's own name: no request would reach the adapter"
+            raise ConfigError(text, "lora_paths")
+    return orders
 
 
 async def load_adapters(gateway: Gateway, config: ServerConfig) -> None:

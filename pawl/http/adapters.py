@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from pawl.actors.control.adapters import PATIENCE_S
+from pawl.actors.control.adapters import PATIENCE_S, LoadLora
 from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Submit
 from pawl.actors.text.invalid import quoted
@@ -17,6 +17,7 @@ from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
 from pawl.http.streams import ask
 from pawl.loops.adapter import Named
+from pawl.loops.orders.adapters import LoadAdapter
 
 ROUNDS = 2
 """How often the adapters of one call are loaded again: one that comes may take the place of another."""
@@ -54,6 +55,14 @@ def checked(info: ServerInfo, name: str | None) -> str:
         text = f"adapter {quoted(name)}: adapters (LoRA) are not enabled; start the server with --enable-lora"
         raise Problem(400, text, param="lora_path")
     return name or ""
+
+
+def why_no_name(info: ServerInfo, order: msgspec.Struct) -> str:
+    """Why an adapter may not be called as this order has it; empty: it may, or the order loads none."""
+    match order:
+        case LoadAdapter(name=name) | LoadLora(lora_name=name) if info.knows(name):
+            return f"{quoted(name)} is the model's own name: no request would reach the adapter"
+    return ""
 
 
 async def loaded_again(context: ServerContext, submits: Sequence[Submit]) -> Sequence[Submit]:

@@ -19,7 +19,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sampling import embedding_sampling
 from pawl.actors.text.invalid import quoted
-from pawl.http.adapters import split_model
+from pawl.http.adapters import split_model, why_no_name
 from pawl.http.body import decode_fields, is_raw, read_body
 from pawl.http.description import HasContext
 from pawl.http.errors import Problem, from_delta, json_response
@@ -191,7 +191,10 @@ class ControlRoutes(HasContext):
                 body = msgspec.structs.replace(body, **{str(row.raw): bytes(data)})
             if row.admin_when is not None and row.admin_when(body) and not request.scope.get("admin", True):
                 raise Problem(403, f"{row.name} with these fields needs the admin key", code="admin_key_needed")
-            reply = await ask(lambda answer: row.put(self.context.gateway, body, answer))
+            if why_not := why_no_name(self.context.info, body):
+                reply = Reply(0, False, why_not)
+            else:
+                reply = await ask(lambda answer: row.put(self.context.gateway, body, answer))
             status, shown = row.show(reply, self._facts())
             return json_response(shown, status) if status < 400 else _undone(reply, status, shown, request.url.path)
 

@@ -80,6 +80,17 @@ def test_prompts_of_one_call_have_an_adapter_each_or_none(client: httpx.Client) 
     assert generate(client, text=["x", "y"], lora_path=["a"]).status_code == 400
 
 
+def test_an_adapter_may_not_be_called_as_the_model_is(client: httpx.Client) -> None:
+    """Requests of that name get the model itself, and would never reach it."""
+    refused = load(client, "ghost", "ghost:c")
+    assert (refused.status_code, refused.json()["success"]) == (400, False)
+    assert "the model's own name" in refused.json()["error_message"]
+    refused = client.post("/v1/load_lora_adapter", json={"lora_name": "ghost", "lora_path": "ghost:c"})
+    assert refused.status_code == 400
+    assert "the model's own name" in refused.json()["error"]["message"]
+    assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["ghost", "a"]
+
+
 def test_replies_to_loads_and_unloads_are_those_of_sglang(client: httpx.Client) -> None:
     reply = load(client, "b", "ghost:b", pinned=True)
     assert reply.json() == {"success": True, "loaded_adapters": {"a": "ghost:a", "b": "ghost:b"}}
@@ -227,6 +238,7 @@ def test_an_engine_without_a_server_has_adapters() -> None:
         (["{"], "lora_paths"),
         (["a=nowhere"], "ghost:NAME"),
         (["a=ghost:a", "a=ghost:b"], "already"),
+        (["a=ghost:a", "ghost=ghost:b"], "the model's own name"),
     ],
 )
 def test_an_adapter_that_cannot_be_loaded_at_the_start_ends_it(paths: list[str], words: str) -> None:
