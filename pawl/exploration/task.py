@@ -111,6 +111,13 @@ class Report(NamedTuple):
         return self.unsteady or str(self.found or "")
 
 
+def _suspected(task: Task) -> str:
+    """Parts of the user's own, of which one may be why."""
+    own = [name for name in (task.policy, task.cache, task.scheduler) if ":" in name]
+    cause = "draws chance that nobody has seeded, reads a clock or goes through a set"
+    return f"; look whether yours {cause}: {', '.join(own)}" if own else ""
+
+
 def explore(task: Task) -> Iterator[Report]:
     """Explore until the time is over or something is found; tells how far it is now and then, at once what it has
     found, and at the end."""
@@ -123,7 +130,8 @@ def explore(task: Task) -> Iterator[Report]:
         try:
             outcome = _explored(task, workload, number)
         except NotDeterministic as error:
-            yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}", final=True)
+            words = f"{UNSTEADY}{_suspected(task)}\n  {error!s:.1000}\n  workload: {workload.encode()}"
+            yield Report(totals, unsteady=words, final=True)
             return
         totals, found = totals.plus(Totals.of(outcome)), outcome.found
         number += 1

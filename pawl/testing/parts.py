@@ -1,12 +1,14 @@
-"""A user's own policy and cache, held to what they must keep at every call: what is wrong with a part is told as that,
-before anything that follows from it."""
+"""A user's own policy, held to what it must keep at every call: what is wrong with a part is told as that, before
+anything that follows from it. A cache likewise is in `checked_cache.py`."""
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,10 +17,13 @@ import numpy as np
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.loop import Loop
 from pawl.loops.policy import Policy, Waiting
-from pawl.memory.arrays import NO_PAGES, Int32s
-from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.violation import MemoryViolation
+from pawl.testing.subject.watchdog import Hung, limited
 
+CALL_S = 1.0
+"""Seconds of the processor that a call of a part may take: it has a few requests, or pages."""
+MOST_MORE = 64
+"""Rows beyond those that a policy was given at which one stops reading what it returns, which may never end."""
 USUAL_AT_ONCE = 1
 """Later requests of equal priority that one order may put before an earlier one, where the policy states nothing."""
 Report: TypeAlias = Callable[[BaseException], None]
@@ -61,9 +66,14 @@ class Checked:
     @contextmanager
     def _calling(self, verb: str) -> Iterator[None]:
         try:
-            yield
+            with limited(CALL_S, of_processor=True):
+                yield
         except MemoryViolation:
             raise
+        except Hung as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            theirs = [each for each in frames if not each.filename.startswith(_OURS)]
+            raise self._fail(verb, "\n".join(("does not return", *traceback.format_list(theirs))).rstrip()) from None
         except Exception as error:
             told = "".join(traceback.format_exception(type(error), error, _beyond_us(error))).rstrip()
             raise self._fail(verb, f"raised {type(error).__name__}\n{told}") from error
@@ -75,10 +85,14 @@ def _place(part: Any, verb: str) -> str:
     return verb if code is None else f"{verb}, {Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
+_OURS = str(Path(__file__).parent), contextlib.__file__
+"""Where what calls the user's code stands."""
+
+
 def _beyond_us(error: BaseException) -> Any:
     """The traceback from where the user's code begins."""
     found = error.__traceback__
-    while found is not None and found.tb_next is not None and found.tb_frame.f_code.co_filename == __file__:
+    while found is not None and found.tb_next is not None and found.tb_frame.f_code.co_filename.startswith(_OURS):
         found = found.tb_next
     return found
 
@@ -97,13 +111,17 @@ class CheckedPolicy(Checked):
     def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
         given, before = list(rows), _written(waiting)
         with self._calling("order"):
-            found = list(self._part.order(rows, waiting))
+            returned = self._part.order(rows, waiting)
+        if not isinstance(returned, Iterable):
+            raise self._fail("order", f"returned {returned!r:.80}, which is no sequence: it was given rows {given}")
+        with self._calling("order"):
+            found = list(islice(returned, len(given) + MOST_MORE))
         after = _written(waiting)
         changed = [(where, name) for (where, name), value in after.items() if value != before[where, name]]
         if changed:
             names = ", ".join(name for where, name in changed if where == changed[0][0])
             raise self._fail("order", f"wrote to {changed[0][0]}: {names}")
-        what = _no_permutation(given, found) or self._unfair(given, found, waiting.table)
+        what = _no_permutation(given, found, waiting.table) or self._unfair(given, found, waiting.table)
         if what:
             raise self._fail("order", f"{what}: it was given rows {given} and returned {found}")
         return found
@@ -142,117 +160,23 @@ def _written(waiting: Waiting) -> dict[tuple[str, str], Any]:
     return found
 
 
-def _no_permutation(given: Sequence[int], found: Sequence[int]) -> str:
+def _no_permutation(given: Sequence[int], found: Sequence[Any], table: RequestTable) -> str:
     """What is wrong with an order, if anything is."""
+    for row in found:
+        if not isinstance(row, int | np.integer):
+            return f"returned {row!r:.80}, which is no row"
     counts = Counter(found)
     for row in found:
         if row not in given:
-            return f"returned row {row}, which does not wait"
+            return f"returned row {row}, which does not wait: {_holder(row, table)}"
         if counts[row] > 1:
             return f"returned row {row} {'twice' if counts[row] == 2 else f'{counts[row]} times'}"
     left_out = [row for row in given if row not in counts]
     return f"left out row {left_out[0]}" if left_out else ""
 
 
-class CheckedCache(Checked):
-    """A cache that must account for every page that it takes, and offer no others."""
-
-    kind = "cache"
-
-    def __init__(self, cache: Any, name: str) -> None:
-        super().__init__(cache, name)
-        self._pages: set[int] = set()
-        """Taken, and not given back."""
-        self._fences: dict[int, int] = {}
-        """Of these: the newest step that may touch a page, as far as those who let go of it have said."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._part, name)
-
-    @property
-    def events(self) -> Any:
-        return self._part.events
-
-    @events.setter
-    def events(self, events: Any) -> None:
-        self._part.events = events
-
-    def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> Hold:
-        with self._calling("match_and_hold"):
-            hold: Hold = self._part.match_and_hold(tokens, namespace, priority)
-        pages = hold.pages.tolist()
-        if hold.num_tokens > len(tokens) or hold.num_tokens != len(pages) * self._part.page_size:
-            what = f"matched {hold.num_tokens} tokens with {len(pages)} pages, and was asked for {len(tokens)}"
-            raise self._fail("match_and_hold", what)
-        self._check_known("match_and_hold", pages, "matched")
-        self._check_count("match_and_hold")
-        return hold
-
-    def insert(
-        self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
-    ) -> Insertion:
-        held = NO_PAGES if hold is None else hold.pages
-        with self._calling("insert"):
-            done: Insertion = self._part.insert(tokens, pages, namespace, hold, fence, priority)
-        adopted = set(done.adopted.tolist())
-        if not adopted <= set(pages.tolist()):
-            raise self._fail("insert", f"adopted {sorted(adopted)}, and was offered {pages.tolist()}")
-        self._pages |= adopted
-        self._touched(np.concatenate((held, done.adopted)), fence)
-        self._check_told("insert", "does not say that it took")
-        self._check_count("insert")
-        return done
-
-    def release(self, hold: Hold, fence: int, used: bool = True) -> None:
-        pages = hold.pages
-        with self._calling("release"):
-            self._part.release(hold, fence, used)
-        self._touched(pages, fence)
-        self._check_count("release")
-
-    def _touched(self, pages: Int32s, fence: int) -> None:
-        for page in pages.tolist():
-            self._fences[page] = max(fence, self._fences.get(page, 0))
-
-    def evict(self, count: int) -> Eviction:
-        return self._gives_back("evict", count)
-
-    def reset(self) -> Eviction:
-        return self._gives_back("reset")
-
-    def _gives_back(self, verb: str, *arguments: int) -> Eviction:
-        with self._calling(verb):
-            gone: Eviction = getattr(self._part, verb)(*arguments)
-        pages = gone.pages.tolist()
-        self._check_known(verb, pages, "gave back")
-        self._pages.difference_update(pages)
-        fences = {page: self._fences.pop(page, 0) for page in pages}
-        newest = max(pages, key=fences.__getitem__, default=None)
-        if newest is not None and gone.fence < fences[newest]:
-            what = f"gave back page {newest}, which step {fences[newest]} may touch, behind step {gone.fence}"
-            raise self._fail(verb, what)
-        self._check_told(verb, "still has what it gave back,")
-        self._check_count(verb)
-        return gone
-
-    def _check_known(self, verb: str, pages: Sequence[int], did: str) -> None:
-        foreign = [page for page in pages if page not in self._pages]
-        if foreign:
-            raise self._fail(verb, f"{did} page {foreign[0]}, which it does not have: it has {sorted(self._pages)}")
-
-    def _check_told(self, verb: str, did: str) -> None:
-        """Pages that it names in place of others leave the counts right."""
-        with self._calling("content"):
-            content = self._part.content()
-        untold = sorted(content.keys() - self._pages)
-        if untold:
-            raise self._fail(verb, f"{did} page {untold[0]}: it has {sorted(content)}")
-
-    def _check_count(self, verb: str) -> None:
-        evictable, held = self._part.evictable, self._part.held
-        if evictable + held == len(self._pages):
-            return
-        lost = len(self._pages) - evictable - held
-        what = f"lost {lost} of its pages" if lost > 0 else f"counts {-lost} pages too many"
-        told = f"it took {sorted(self._pages)} and has not given them back"
-        raise self._fail(verb, f"{what}: {told}; it says that {evictable} are evictable and {held} are held")
+def _holder(row: int, table: RequestTable) -> str:
+    """Who has a row that does not wait."""
+    if row not in table.live_rows():
+        return "no request has it, or the one that had it has ended"
+    return f"request {table.info(row).request} has it, and is {table.state_of(row).name.lower()}"

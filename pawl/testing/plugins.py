@@ -22,7 +22,8 @@ from pawl.actors.scheduler import Scheduler
 from pawl.loops.policy import POLICIES, Policy
 from pawl.memory.prefix.base import PrefixCache
 from pawl.memory.prefix.select import CACHES, KINDS, Kind, Wish
-from pawl.testing.parts import CheckedCache, CheckedPolicy
+from pawl.testing.checked_cache import CheckedCache
+from pawl.testing.parts import CheckedPolicy
 
 if TYPE_CHECKING:
     from pawl.testing.shape import Shape
@@ -88,11 +89,25 @@ def know_all(shape: Shape, kept: Mapping[str, KeptPart] | None = None) -> None:
     had, or TypeError."""
     kept = kept or {}
     if shape.policy not in POLICIES:
-        know_policy(load(shape.policy, POLICIES, kept.get(shape.policy)), shape.policy)
+        policy = load(shape.policy, POLICIES, kept.get(shape.policy))
+        _can_be_made(shape.policy, policy)
+        know_policy(policy, shape.policy)
     if shape.cache not in KINDS:
-        know_cache(load(shape.cache, CACHES, kept.get(shape.cache)), shape.cache)
+        cache = load(shape.cache, CACHES, kept.get(shape.cache))
+        _can_be_made(shape.cache, cache, 1)
+        know_cache(cache, shape.cache)
     if shape.scheduler not in SCHEDULERS:
         know_scheduler(load(shape.scheduler, (), kept.get(shape.scheduler)), shape.scheduler)
+
+
+def _can_be_made(name: str, kind: Any, *arguments: int) -> None:
+    """Raises ValueError, in one line, for what cannot be made as a policy or a cache is."""
+    try:
+        kind(*arguments)
+    except Exception as error:  # it is the user's own
+        given = "the page size" if arguments else "nothing"
+        words = " ".join(f"{error!s:.300}".split())
+        raise ValueError(f"{name} cannot be made, given {given}: {type(error).__name__}: {words}") from error
 
 
 def names_of(fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ FAULTS = {
     "cache:Loses": r"your cache .*parts.py:Loses \(evict, parts.py:43\) lost 1 of its pages",
     "cache:Invents": (
         r"your cache .*parts.py:Invents \(evict, parts.py:49\) "
-        r"(gave back page \d+, which it does not have|still has what it gave back, page \d+): it has"
+        r"(gave back page \d+, (which it does not have|which \d hold|and keeps)|still has what it gave back, page \d+)"
     ),
     "cache:Stumbles": r"your cache .*parts.py:Stumbles \(insert, parts.py:55\) raised KeyError",
     "cache:Hides": r"your cache .*parts.py:Hides \(insert, parts.py:73\) does not say that it took page \d+: it has",

@@ -14,9 +14,10 @@ class Hung(BaseException):
 
 
 @contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises Hung within the block after so much time. Only Python's main thread can be told; elsewhere, and where the
-    system has no timers, nothing is limited, nor within code that is not Python's."""
+def limited(seconds: float, *, of_processor: bool = False) -> Iterator[None]:
+    """Raises Hung within the block after so much time; `of_processor`: in which the process has computed, so that who
+    waits is not limited, and a busy machine is no matter. Only Python's main thread can be told; elsewhere, and where
+    the system has no timers, nothing is limited, nor within code that is not Python's."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -24,10 +25,11 @@ def limited(seconds: float) -> Iterator[None]:
     def over(number: int, frame: FrameType | None) -> None:
         raise Hung
 
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    number, timer = (signal.SIGPROF, signal.ITIMER_PROF) if of_processor else (signal.SIGALRM, signal.ITIMER_REAL)
+    before = signal.signal(number, over)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)
