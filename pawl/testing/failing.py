@@ -8,7 +8,7 @@ hold after that is what `pawl.testing.injection` says.
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
@@ -74,8 +74,10 @@ class FailingCluster(InjectedCluster):
 
 
 def _is_watched(actor: type[Actor]) -> bool:
-    """Whether lines of this actor's own may raise."""
-    return any(watched(inspect.getfile(each)) is not None for each in actor.__mro__ if each is not object)
+    """Whether lines of this actor's own may raise. A class of the user's is of no module that others could import."""
+    modules = (sys.modules.get(each.__module__) for each in actor.__mro__)
+    files = (getattr(module, "__file__", None) for module in modules)
+    return any(watched(file) is not None for file in files if file is not None)
 
 
 def failing_cluster(

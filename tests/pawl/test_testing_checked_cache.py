@@ -192,7 +192,7 @@ class Endless(Ordered):
 def test_a_policy_that_does_not_return_is_ended_and_its_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pawl.testing.parts.CALL_S", 0.05)
     policy = CheckedPolicy(Endless(None), "mine.py:Mine")
-    with pytest.raises(PartFailed, match=r"\(order, .*\) does not return\n .*test_checked_parts.py") as raised:
+    with pytest.raises(PartFailed, match=r"\(order, .*\) does not return\n .*test_testing_checked_cache.py") as raised:
         policy.order([0], SimpleNamespace(table=RequestTable(4, 8)))
     assert "watchdog" not in str(raised.value)
 
