@@ -16,12 +16,16 @@ from functools import _lru_cache_wrapper
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, get_args
 
+from pawl.actors.control.requests import AbortRequests
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
 from pawl.actors.messages.links import FromLinker, LinkAgain
+from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import Parted, ReplicaFailed, ReplicaUp
+from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.open_requests import HTTP_INTERNAL
 from pawl.actors.runtime.actor import Down
+from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.receiver import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
@@ -38,6 +42,7 @@ from pawl.testing.cluster import NO_FAULTS, Cluster, system_of
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.lines import lines_that_raise, tracing, watched
 from pawl.testing.models import GHOST
+from pawl.testing.named import may_end
 from pawl.testing.replica import raise_first, record_properties
 from pawl.testing.routing import WatchedRouter
 from pawl.testing.workload import Arrival, Workload
@@ -140,6 +145,11 @@ class InjectedChecks(EndChecks):
         if not self.run.has_failed:
             super().check_counted()
 
+    def _may_be_lost(self, letter: DeadLetter) -> bool:
+        # A scheduler that goes on says again what it serves, perhaps when who is to hear it has stopped.
+        again = self.run.has_failed and isinstance(letter.message, MemoryReleased | WeightsServed)
+        return again or super()._may_be_lost(letter)
+
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
         budget = self.run.system.faults
         # What was planted may be the second strike of a request that the worker has lost a step of.
@@ -221,12 +231,20 @@ class InjectedCluster(Cluster):
 
     def _calls_lost(self, struck: Set[int]) -> list[int]:
         """Calls of clients that were told of a failure: who sends several requests in one may lose them all. Those are
-        left out that were `struck` before: whoever is part of two failures ends, whosever the second one is."""
+        left out that were `struck` before: whoever is part of two failures ends, whosever the second one is; and those
+        that an order was to end, which may be several by one message."""
         return [
             index
             for index, clients in enumerate(self.desk.calls.values())
-            if any(_internal(client) and client.request not in struck for client in clients)
+            if any(
+                _internal(client) and client.request not in struck and not self._was_to_end(client)
+                for client in clients
+            )
         ]
+
+    def _was_to_end(self, client: Client) -> bool:
+        orders = [each for each in self.workload.controls if isinstance(each.body, AbortRequests)]
+        return any(may_end(order, client) for order in orders)
 
     def ended_internally(self) -> list[int]:
         """Requests whose clients were told of a failure of the server."""
