@@ -41,8 +41,9 @@ struct AttentionTask {
     int64_t positions;
 };
 
+// One for each thread: no two in one line, or in two that a core fetches together.
 template <class Element>
-class Attention {
+class alignas(128) Attention {
 public:
     typedef typename Element::Stored Stored;
 

@@ -226,33 +226,33 @@ private:
     void embed(Walk& walk, const Inputs& inputs);
     void attend(Walk& walk, const Inputs& inputs, int64_t index);
     void keep_wanted(Walk& walk, const Inputs& inputs);
-    void finish_layer(Walk& walk, int64_t index, int64_t rows, const AdaptedRows<Element>& adapted);
+    void finish_layer(Walk& walk, int64_t index, const Rows& rows, const AdaptedRows<Element>& adapted);
     void score(Walk& walk, const Inputs& inputs);   // head.h
-    void score_block(Walk& walk, const Inputs& inputs, int64_t first, int64_t rows, float* logits);
+    void score_block(Walk& walk, const Inputs& inputs, int64_t first, const Rows& rows, float* logits);
     void choose(Walk& walk, const Inputs& inputs);
     // All ranks have come here: what they wrote before may be read. Nothing where there is one.
     void meet(Walk& walk);
     void begin_together(Walk& walk);
     void prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row);
-    void normalise_row(const Vector& norm, int64_t row);
+    void normalise_row(const Vector& norm, const Rows& rows, int64_t row);
     template <int kPanels, class Epilogue>
-    void product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Matrix<Element>& weights,
+    void product(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Matrix<Element>& weights,
                  const Beside* beside, Epilogue&& epilogue, int64_t start = 0);
     template <int kPanels, class Epilogue>
-    void multiply_block(const ElementRows<Element>& from, int64_t first, int64_t count, const Matrix<Element>& weights,
-                        int64_t begin, int64_t end, const Beside* beside, Epilogue&& epilogue);
-    void shrink(Walk& walk, const ElementRows<Element>& from, const Beside& beside);
+    void multiply_block(const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
+                        const Matrix<Element>& weights, int64_t begin, int64_t end, const Beside* beside, Epilogue&& epilogue);
+    void shrink(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Beside& beside);
     void expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const;
-    void store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups);
-    void add_product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Matrix<Element>& weights,
+    void store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups);
+    void add_product(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Matrix<Element>& weights,
                      const Beside* beside, const Vector& norm);
 
     // experts.h: run by every thread of the pool.
-    void mix_experts(Walk& walk, int64_t index, int64_t rows);
+    void mix_experts(Walk& walk, int64_t index, const Rows& rows);
     void choose_experts(int64_t row);
     void group_by_expert(int64_t index, int64_t rows, int64_t* counts);
     template <int kPanels, class Pick, class Epilogue>
-    void expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Layer<Element>& layer,
+    void expert_product(Walk& walk, const ElementRows<Element>& from, const Rows& pairs, const Layer<Element>& layer,
                         int64_t panels, Pick&& pick, Epilogue&& epilogue);
     int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
     uint32_t parts_of(int64_t layer, int64_t expert) const {
@@ -290,7 +290,7 @@ private:
     bool apart() const { return ranks_ != nullptr || shape_.sandwich_norms; }
     int64_t group() const { return shape_.heads.count / shape_.kv_heads.count; }
     Unit* queries(int64_t kv_head, int64_t row) const {
-        return queries_.row(0) + (kv_head * query_rows_ + row) * group() * units<Element>(shape_.head_dim);
+        return queries_.row(0) + (kv_head * rows_.count + row) * group() * units<Element>(shape_.head_dim);
     }
 
     Shape shape_;
@@ -321,7 +321,7 @@ private:
     AdaptedRows<Element> adapted_, adapted_wanted_;   // of all rows, and of those whose logits are wanted
     RowBuffer<Unit> queries_, shrunk_;
     ElementRows<Element> normed_, attended_, inner_, gathered_;
-    int64_t query_rows_ = 0;
+    Rows rows_{0, 1}, wanted_{0, 1};   // of this step: all, and those whose logits are wanted
 };
 
 }  // namespace pawl

@@ -93,47 +93,47 @@ void Decoder<Element>::group_by_expert(int64_t index, int64_t rows, int64_t* cou
 // A product of every pair with its expert's matrix, which `pick` takes from the expert's MLP.
 template <class Element>
 template <int kPanels, class Pick, class Epilogue>
-void Decoder<Element>::expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows,
+void Decoder<Element>::expert_product(Walk& walk, const ElementRows<Element>& from, const Rows& pairs,
                                       const Layer<Element>& layer, int64_t panels, Pick&& pick, Epilogue&& epilogue) {
     // An expert has at most one block that is not full, or one for each part that has it.
-    const int64_t most = std::min<int64_t>(shape_.num_experts, pairs(rows)) + pairs(rows) / kRowBlock + most_copies_;
+    const int64_t most = std::min<int64_t>(shape_.num_experts, pairs.count) + pairs.count / kRowBlock + most_copies_;
     const Shares shares(panels / kPanels, most, threads());
     walk.phase(most * shares.count, [&](int64_t task) {
         if (task / shares.count >= int64_t(blocks_.size())) return;
         const Block& block = blocks_[size_t(task / shares.count)];
         const int64_t share = task % shares.count;
-        multiply_block<kPanels>(from, block.first, block.count, pick(layer.mlps[size_t(block.expert)]),
+        multiply_block<kPanels>(from, pairs, block.first, block.count, pick(layer.mlps[size_t(block.expert)]),
                                 shares.begin(share), shares.end(share), nullptr, epilogue);
     });
 }
 
 // normed, hidden -> hidden
 template <class Element>
-void Decoder<Element>::mix_experts(Walk& walk, int64_t index, int64_t rows) {
+void Decoder<Element>::mix_experts(Walk& walk, int64_t index, const Rows& rows) {
     const Layer<Element>& layer = layers_[size_t(index)];
     int64_t* counts = expert_counts_ == nullptr ? nullptr : expert_counts_ + index * shape_.num_experts;
     product<1>(walk, normed_, rows, layer.router, nullptr, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             std::memcpy(mixed_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
     });
-    walk.phase(rows, [&](int64_t row) { choose_experts(row); });
-    walk.phase(1, [&](int64_t) { group_by_expert(index, rows, counts); });
-    walk.phase(pairs(rows), [&](int64_t i) {
+    const Rows pairs{this->pairs(rows.count), 1};
+    walk.phase(rows.count, [&](int64_t row) { choose_experts(row); });
+    walk.phase(1, [&](int64_t) { group_by_expert(index, rows.count, counts); });
+    walk.phase(pairs.count, [&](int64_t i) {
         const Choice& choice = choices_[size_t(i)];
         if (!holds(index, choice.expert)) return;
-        const Unit* from = normed_.row(i / shape_.experts_per_row);
-        std::memcpy(gathered_.row(choice.pair), from, size_t(normed_.stride) * sizeof(Unit));
+        gathered_.copy(pairs, choice.pair, normed_, rows, i / shape_.experts_per_row);
     });
     const Part &inner = shape_.expert_inner, &columns = shape_.expert_columns;
     expert_product<2>(
-        walk, gathered_, rows, layer, 2 * padded(inner.count) / kPanel,
+        walk, gathered_, pairs, layer, 2 * padded(inner.count) / kPanel,
         [](const Mlp<Element>& mlp) -> const auto& { return mlp.gate_up; },
         [&](int64_t row, int num, int64_t pair, auto& out) {
-            store_gated(row, num, inner.begin / kPanel + pair, out[0], out[1]);
+            store_gated(pairs, row, num, inner.begin / kPanel + pair, out[0], out[1]);
         });
     meet(walk);
     expert_product<1>(
-        walk, inner_, rows, layer, padded(columns.count) / kPanel,
+        walk, inner_, pairs, layer, padded(columns.count) / kPanel,
         [](const Mlp<Element>& mlp) -> const auto& { return mlp.down; },
         [&](int64_t row, int num, int64_t panel, auto& out) {
             for (int i = 0; i < num; ++i)
@@ -141,8 +141,8 @@ void Decoder<Element>::mix_experts(Walk& walk, int64_t index, int64_t rows) {
                             kPanel * sizeof(float));
         });
     meet(walk);
-    walk.phase(rows, [&](int64_t row) {
-        const Choice* choices = &choices_[size_t(pairs(row))];
+    walk.phase(rows.count, [&](int64_t row) {
+        const Choice* choices = &choices_[size_t(this->pairs(row))];
         float* hidden = hidden_.row(row);
         for (int64_t c = 0; c < said_.stride; c += kLanes) {
             Floats sum{};

@@ -5,9 +5,9 @@
 
 namespace pawl {
 
-// The head for `rows` rows from `first`. Logits, where they are wanted, go to rows of `vocab` from `logits`.
+// The head for `rows` from `start`. Logits, where they are wanted, go to rows of `vocab` from `logits`.
 template <class Element>
-void Decoder<Element>::score_block(Walk& walk, const Inputs& inputs, int64_t start, int64_t rows, float* logits) {
+void Decoder<Element>::score_block(Walk& walk, const Inputs& inputs, int64_t start, const Rows& rows, float* logits) {
     const Part& vocabulary = shape_.vocabulary;
     const int64_t panels = (shape_.vocab_size + kPanel - 1) / kPanel, first_panel = vocabulary.begin / kPanel;
     static_assert(kPanel == 32);
@@ -65,9 +65,8 @@ void Decoder<Element>::choose(Walk& walk, const Inputs& inputs) {
 // Final norm, and head: logits, or the token of the largest one; or the normed rows alone.
 template <class Element>
 void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
-    const int64_t rows = inputs.num_logits;
-    walk.phase(rows, [&](int64_t row) {
-        normalise_row(final_norm_, row);
+    walk.phase(wanted_.count, [&](int64_t row) {
+        normalise_row(final_norm_, wanted_, row);
         if (inputs.hidden == nullptr) return;
         const auto* normed = reinterpret_cast<const Stored*>(normed_.row(row));
         float* to = inputs.hidden + row * shape_.hidden_size;
@@ -75,16 +74,16 @@ void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
     });
     if (inputs.hidden != nullptr) return;
     if (ranks_ == nullptr || inputs.greedy != nullptr) {
-        score_block(walk, inputs, 0, rows, inputs.logits);
+        score_block(walk, inputs, 0, wanted_, inputs.logits);
         if (inputs.greedy != nullptr) choose(walk, inputs);
         return;
     }
     // Each rank writes its words of a block of rows where all can read them, and takes a copy of the whole. Two blocks
     // take turns: whoever writes one has met all who have copied what was there before.
-    for (int64_t first = 0, turn = 0; first < rows; first += kRowBlock, turn ^= 1) {
-        const int64_t count = std::min(kRowBlock, rows - first);
+    for (int64_t first = 0, turn = 0; first < wanted_.count; first += kRowBlock, turn ^= 1) {
+        const int64_t count = std::min(kRowBlock, wanted_.count - first);
         const int64_t at = turn * kRowBlock;
-        score_block(walk, inputs, first, count, scored_.row(at));
+        score_block(walk, inputs, first, shared_out(count, threads()), scored_.row(at));
         meet(walk);
         walk.phase(count, [&](int64_t row) {
             std::memcpy(inputs.logits + (first + row) * shape_.vocab_size, scored_.row(at + row),

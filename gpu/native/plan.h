@@ -267,17 +267,17 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     for (RowBuffer<float>* buffer : {&hidden_, &mixed_, &angles_}) buffer->reserve(rows);
     if (apart()) branch_.reserve(rows);
     queries_.reserve(rows);
-    for (ElementRows<Element>* buffer : {&normed_, &attended_, &inner_}) buffer->reserve(rows);
+    rows_ = shared_out(rows, threads()), wanted_ = shared_out(inputs.num_logits, threads());
+    for (ElementRows<Element>* buffer : {&normed_, &attended_, &inner_}) buffer->reserve(rows_);
     if (shape_.num_experts > 0) {
         said_.reserve(pairs(rows));
-        for (ElementRows<Element>* buffer : {&gathered_, &inner_}) buffer->reserve(pairs(rows));
+        for (ElementRows<Element>* buffer : {&gathered_, &inner_}) buffer->reserve(Rows{pairs(rows), 1});
         choices_.resize(size_t(pairs(rows)));
     }
     if (ranks_ != nullptr) {
         if (inputs.logits != nullptr) scored_.reserve(std::min<int64_t>(2 * kRowBlock, inputs.num_logits));
         if (inputs.greedy != nullptr) bests_.reserve(ranks_->ranks * int64_t(inputs.num_logits));
     }
-    query_rows_ = rows;
     segments_.clear();
     row_segment_.resize(size_t(rows));
     const int64_t most = attention_[0].capacity();
@@ -293,8 +293,10 @@ void Decoder<Element>::plan(const Inputs& inputs) {
                 segments_.push_back(Segment{first + done, inputs.starts[segment] + done, std::min(most, length - done),
                                             {table_row(inputs, 0, slot), table_row(inputs, 1, slot)}, head, heads});
     }
-    // The longest first, so that the end of the phase is fine-grained.
-    std::stable_sort(segments_.begin(), segments_.end(), [](const Segment& a, const Segment& b) {
+    // Those of a thread's rows together, the longest first, so that the end of the phase is fine-grained.
+    std::stable_sort(segments_.begin(), segments_.end(), [&](const Segment& a, const Segment& b) {
+        const int64_t owner = a.first_row * threads() / rows, other = b.first_row * threads() / rows;
+        if (owner != other) return owner < other;
         return a.first_position + a.positions > b.first_position + b.positions;
     });
     plan_adapters(inputs);

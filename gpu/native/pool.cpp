@@ -14,25 +14,22 @@ void relax() {
 #endif
 }
 
-namespace {
-
-// About 20 microseconds: longer than most waits inside a step, shorter than a time slice given up.
-constexpr int kSpins = 600;
-
-template <class Condition>
-inline void spin_until(Condition&& holds) {
-    for (int spins = 0; !holds(); ++spins) {
-        if (spins < kSpins)
-            relax();
-        else
-            std::this_thread::yield();
-    }
+void Walk::pause(int spins) {
+    if (spins < kPauses)
+        relax();
+    else
+        std::this_thread::yield();
 }
 
-}  // namespace
-
-void Walk::wait(const PhaseCounter& counter, int64_t tasks) {
-    spin_until([&] { return counter.done.load(std::memory_order_acquire) >= tasks; });
+int Walk::behind(const Counter* claimed, int64_t tasks, int spins) const {
+    for (int i = 1; i < threads; ++i) {
+        const int part = (thread + i) % threads;
+        const int64_t size = part_begin(tasks, part + 1, threads) - part_begin(tasks, part, threads);
+        const int64_t taken = claimed[part].value.load(std::memory_order_relaxed);
+        const int patience = taken == 0 ? 0 : size - taken > size / 4 ? kPauses / 2 : kPauses;
+        if (taken < size && spins + kLook >= patience) return part;
+    }
+    return thread;
 }
 
 Pool::Pool(int threads) {
@@ -49,14 +46,12 @@ Pool::~Pool() {
 }
 
 void Pool::run(int phases, const Body& body) {
-    if (phases > num_counters_) {
-        counters_.reset(new PhaseCounter[size_t(phases)]);
-        num_counters_ = phases;
+    const int counters = phases * (1 + threads());
+    if (counters > num_counters_) {
+        counters_.reset(new Counter[size_t(counters)]);
+        num_counters_ = counters;
     } else {
-        for (int i = 0; i < phases; ++i) {
-            counters_[size_t(i)].claimed.store(0, std::memory_order_relaxed);
-            counters_[size_t(i)].done.store(0, std::memory_order_relaxed);
-        }
+        for (int i = 0; i < counters; ++i) counters_[size_t(i)].value.store(0, std::memory_order_relaxed);
     }
     body_ = &body;
     if (!workers_.empty()) {
@@ -68,15 +63,15 @@ void Pool::run(int phases, const Body& body) {
         }
         wake_.notify_all();
     }
-    Walk walk(counters_.get(), 0);
+    Walk walk(counters_.get(), 0, threads());
     body(walk);
     // A worker announces itself before it looks whether the step is open, so after this none is or gets inside.
     open_.store(0);
-    spin_until([&] { return inside_.load() == 0; });
+    for (int spins = 0; inside_.load() != 0; ++spins) Walk::pause(spins);
 }
 
 uint64_t Pool::next_step(uint64_t seen) {
-    for (int spins = 0; spins < kSpins; ++spins) {
+    for (int spins = 0; spins < kPauses; ++spins) {
         if (step_.load() != seen) return step_.load();
         relax();
     }
@@ -91,7 +86,7 @@ void Pool::work(int thread) {
         if (seen == kStop) return;
         inside_.fetch_add(1);
         if (open_.load() == seen) {
-            Walk walk(counters_.get(), thread);
+            Walk walk(counters_.get(), thread, threads());
             (*body_)(walk);
         }
         inside_.fetch_sub(1);

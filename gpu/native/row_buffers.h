@@ -2,6 +2,7 @@
 #pragma once
 
 #include "communicator.h"
+#include "pool.h"
 #include "quantised.h"
 
 namespace pawl {
@@ -24,6 +25,7 @@ public:
         data_ = memory_.template as<Value>();
         rows_ = rows;
     }
+    bool shared() const { return ranks_ != nullptr; }
     // Lie in this buffer of the ranks from now on.
     void share(Communicator* ranks, int buffer) { ranks_ = ranks, buffer_ = buffer; }
     // Make rows at least this long; what they held is gone.
@@ -41,6 +43,13 @@ private:
     int buffer_ = 0;
 };
 
+// Rows of a step, in blocks that threads have in turn.
+struct Rows {
+    int64_t count, blocks;
+    int64_t begin(int64_t block) const { return part_begin(count, block, blocks); }
+    int64_t block_of(int64_t row) const { return row * blocks / count; }
+};
+
 // Rows of elements, the inputs of products. Behind the elements there is room for the same row as bytes, which products
 // with quantised weights take.
 template <class Element>
@@ -51,14 +60,26 @@ public:
         : RowBuffer<Unit>(units<Element>(padded(elements)) + byte_units(elements) + 32),
           bytes_at_(units<Element>(padded(elements)) + 16) {}
 
-    Unit* bytes(int64_t index) const { return row(index) + bytes_at_; }
+    void reserve(const Rows& rows) { RowBuffer<Unit>::reserve(rows.count + (rows.blocks - 1) * apart()); }
+    // Of one of `rows`: as far from those of another block as `apart` says.
+    Unit* bytes(const Rows& rows, int64_t index) const { return row(index + rows.block_of(index) * apart()) + bytes_at_; }
     // Make bytes of `count` elements of a row from `first`, both multiples of 32.
-    void make_bytes(int64_t index, int64_t first, int64_t count) const {
+    void make_bytes(const Rows& rows, int64_t index, int64_t first, int64_t count) const {
         const auto* from = reinterpret_cast<const typename Element::Stored*>(row(index)) + first;
-        to_bytes<Element>(from, count, reinterpret_cast<ByteBlock*>(bytes(index)) + first / kBlockInputs);
+        to_bytes<Element>(from, count, reinterpret_cast<ByteBlock*>(bytes(rows, index)) + first / kBlockInputs);
+    }
+    // One row of `other` as it is, bytes included.
+    void copy(const Rows& rows, int64_t index, const ElementRows& other, const Rows& others, int64_t from) const {
+        std::memcpy(row(index), other.row(from), size_t(bytes_at_) * sizeof(Unit));
+        std::memcpy(bytes(rows, index), other.bytes(others, from), size_t(stride - bytes_at_) * sizeof(Unit));
     }
 
 private:
+    // Products walk through bytes row by row, and a core that expects them to go on so takes some rows behind its last
+    // one away from whoever writes them. Ranks, who may have other blocks, must find the rows of each other.
+    int64_t apart() const { return shared() ? 0 : kApart; }
+    static constexpr int64_t kApart = 32;
+
     int64_t bytes_at_;
 };
 

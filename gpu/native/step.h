@@ -7,8 +7,11 @@ namespace pawl {
 
 // Rows of a product that are taken together, so that they stay in the second cache while panels pass by.
 constexpr int64_t kRowBlock = 192;
+// Rows of a product from which on a thread has rows of its own, and walks through all columns: what it made of them
+// in the phase before is in its cache, and weights are read by all threads.
+constexpr int64_t kOwnRows = 16;
 // Tasks a thread finds in a product of one row block: enough that a slow core leaves its share to the others.
-constexpr int64_t kTasksPerThread = 12;
+constexpr int64_t kTasksPerThread = 24;
 
 // The columns of a product, in parts of equal size: one part of one block of rows is a task.
 struct Shares {
@@ -28,7 +31,7 @@ inline int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return ro
 // `count` rows from `first` times columns begin .. end of the matrix, counted in groups of `kPanels` panels.
 template <class Element>
 template <int kPanels, class Epilogue>
-void Decoder<Element>::multiply_block(const ElementRows<Element>& from, int64_t first, int64_t count,
+void Decoder<Element>::multiply_block(const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
                                       const Matrix<Element>& weights, int64_t begin, int64_t end,
                                       const Beside* beside, Epilogue&& epilogue) {
     const int64_t most = weights.has_elements() ? kTileRows : kByteRows, tiles = (count + most - 1) / most;
@@ -40,7 +43,7 @@ void Decoder<Element>::multiply_block(const ElementRows<Element>& from, int64_t 
             for (int i = 0; i < kPanels; ++i) {
                 const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
                 if (quantised != nullptr) {
-                    multiply_bytes(from.bytes(row), from.stride, num, *quantised, weights.inputs, out[i]);
+                    multiply_bytes(from.bytes(rows, row), from.stride, num, *quantised, weights.inputs, out[i]);
                 } else {
                     const Unit* panel = weights.panel(item * kPanels + i);
                     const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
@@ -54,28 +57,35 @@ void Decoder<Element>::multiply_block(const ElementRows<Element>& from, int64_t 
     }
 }
 
+// As many blocks for each thread where all have enough rows, and none larger than it may be.
+inline Rows shared_out(int64_t rows, int64_t threads) {
+    const int64_t least = std::max<int64_t>(1, (rows + kRowBlock - 1) / kRowBlock);
+    return {rows, rounded_up(least, std::max<int64_t>(1, std::min(threads, rows / kOwnRows)))};
+}
+
 template <class Element>
 template <int kPanels, class Epilogue>
-void Decoder<Element>::product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Matrix<Element>& weights,
-                               const Beside* beside, Epilogue&& epilogue, int64_t start) {
-    if (beside != nullptr) shrink(walk, from, *beside);
-    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-    const Shares shares(weights.panels / kPanels, blocks, threads());
-    walk.phase(blocks * shares.count, [&](int64_t task) {
-        const int64_t first = task / shares.count * kRowBlock, share = task % shares.count;
-        multiply_block<kPanels>(from, start + first, std::min(kRowBlock, rows - first), weights, shares.begin(share),
-                                shares.end(share), beside, epilogue);
+void Decoder<Element>::product(Walk& walk, const ElementRows<Element>& from, const Rows& rows,
+                               const Matrix<Element>& weights, const Beside* beside, Epilogue&& epilogue,
+                               int64_t start) {
+    if (beside != nullptr) shrink(walk, from, rows, *beside);
+    const Shares shares(weights.panels / kPanels, rows.blocks, threads());
+    walk.phase(rows.blocks * shares.count, [&](int64_t task) {
+        const int64_t block = task / shares.count, share = task % shares.count;
+        const int64_t first = rows.begin(block), count = rows.begin(block + 1) - first;
+        multiply_block<kPanels>(from, rows, start + first, count, weights, shares.begin(share), shares.end(share), beside,
+                                epilogue);
     });
 }
 
 // The first product of each row's adapter: rows of `from` -> shrunk.
 template <class Element>
-void Decoder<Element>::shrink(Walk& walk, const ElementRows<Element>& from, const Beside& beside) {
+void Decoder<Element>::shrink(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Beside& beside) {
     walk.phase(int64_t(beside.rows.runs.size()), [&](int64_t task) {
         const auto& run = beside.rows.runs[size_t(task)];
         const LowRank<Element>& low = run.adapter->at(beside.layer, beside.product);
         if (low.rank == 0) return;
-        multiply_block<1>(from, run.first, run.count, low.shrink, 0, low.shrink.panels, nullptr,
+        multiply_block<1>(from, rows, run.first, run.count, low.shrink, 0, low.shrink.panels, nullptr,
                           [&](int64_t row, int num, int64_t panel, auto& out) {
                               for (int i = 0; i < num; ++i)
                                   for (int c = 0; c < kPanel; c += kLanes)
@@ -106,7 +116,7 @@ void Decoder<Element>::expand(const Beside& beside, int64_t row, int num, int64_
 }
 
 template <class Element>
-void Decoder<Element>::add_product(Walk& walk, const ElementRows<Element>& from, int64_t rows,
+void Decoder<Element>::add_product(Walk& walk, const ElementRows<Element>& from, const Rows& rows,
                                    const Matrix<Element>& weights, const Beside* beside, const Vector& norm) {
     const bool apart = this->apart();
     product<1>(walk, from, rows, weights, beside, [&](int64_t row, int num, int64_t panel, auto& out) {
@@ -119,7 +129,7 @@ void Decoder<Element>::add_product(Walk& walk, const ElementRows<Element>& from,
     });
     if (!apart) return;
     meet(walk);
-    walk.phase(rows, [&](int64_t row) {
+    walk.phase(rows.count, [&](int64_t row) {
         if (norm.size == 0) return add(hidden_.row(row), branch_.row(row), shape_.hidden_size);
         add_normalised(hidden_.row(row), branch_.row(row), norm.data(), shape_.hidden_size, shape_.norm_epsilon);
     });
@@ -208,19 +218,18 @@ void Decoder<Element>::prepare_heads(const Layer<Element>& layer, const Inputs& 
 
 // One row: hidden -> normed.
 template <class Element>
-void Decoder<Element>::normalise_row(const Vector& norm, int64_t row) {
+void Decoder<Element>::normalise_row(const Vector& norm, const Rows& rows, int64_t row) {
     normalise<Element>(hidden_.row(row), norm.data(), shape_.hidden_size, shape_.norm_epsilon, normed_.row(row));
-    if (quantised_) normed_.make_bytes(row, 0, padded(shape_.hidden_size));
+    if (quantised_) normed_.make_bytes(rows, row, 0, padded(shape_.hidden_size));
 }
 
 // Norm, qkv, rope, pages, attention: hidden -> attended.
 template <class Element>
 void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
     const Layer<Element>& layer = layers_[size_t(index)];
-    const int64_t rows = inputs.num_tokens;
-    walk.phase(rows, [&](int64_t row) { normalise_row(layer.input_norm, row); });
+    walk.phase(rows_.count, [&](int64_t row) { normalise_row(layer.input_norm, rows_, row); });
     const Beside beside{adapted_, index, AdaptedProduct::kQkv};
-    product<1>(walk, normed_, rows, layer.qkv, adapted_.runs.empty() ? nullptr : &beside, [&](int64_t row, int num, int64_t panel, auto& out) {
+    product<1>(walk, normed_, rows_, layer.qkv, adapted_.runs.empty() ? nullptr : &beside, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             for (int c = 0; c < kPanel; c += kLanes) {
                 const int64_t column = panel * kPanel + c;
@@ -229,7 +238,7 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
                 store(mixed_.row(row + i) + column, biased ? value + load<Floats>(layer.bias.data() + column) : value);
             }
     });
-    walk.phase(rows, [&](int64_t row) { prepare_heads(layer, inputs, row); });
+    walk.phase(rows_.count, [&](int64_t row) { prepare_heads(layer, inputs, row); });
     walk.phase(int64_t(segments_.size()), [&](int64_t task) {
         const auto task_of = [&](const Segment& segment) {
             const int64_t head = segment.kv_head * shape_.head_dim;
@@ -239,8 +248,7 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
                 attended_.stride * Element::kPerUnit, layer.keys + head, layer.values + head,
                 segment.pages[layer.store], segment.kv_heads, segment.first_position, segment.positions};
         };
-        // Threads take tasks in turns, mostly.
-        const int64_t next = std::min<int64_t>(task + threads(), int64_t(segments_.size()) - 1);
+        const int64_t next = std::min<int64_t>(task + 1, int64_t(segments_.size()) - 1);
         const AttentionTask<Element> following = task_of(segments_[size_t(next)]);
         attention_[size_t(walk.thread)].run(task_of(segments_[size_t(task)]), layer.window, next > task ? &following : nullptr);
     });
@@ -262,20 +270,20 @@ void Decoder<Element>::keep_wanted(Walk& walk, const Inputs& inputs) {
 
 // Output projection, MLP and both residuals: attended, hidden -> hidden.
 template <class Element>
-void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, const AdaptedRows<Element>& adapted) {
+void Decoder<Element>::finish_layer(Walk& walk, int64_t index, const Rows& rows, const AdaptedRows<Element>& adapted) {
     const Layer<Element>& layer = layers_[size_t(index)];
     const Beside output{adapted, index, AdaptedProduct::kOutput}, gate_up{adapted, index, AdaptedProduct::kGateUp},
         down{adapted, index, AdaptedProduct::kDown};
     const bool beside = !adapted.runs.empty();
     meet(walk);
     if (quantised_)
-        walk.phase(rows, [&](int64_t row) { attended_.make_bytes(row, 0, padded(attended_size())); });
+        walk.phase(rows.count, [&](int64_t row) { attended_.make_bytes(rows, row, 0, padded(attended_size())); });
     add_product(walk, attended_, rows, layer.output, beside ? &output : nullptr, layer.attention_norm);
-    walk.phase(rows, [&](int64_t row) { normalise_row(layer.mlp_norm, row); });
+    walk.phase(rows.count, [&](int64_t row) { normalise_row(layer.mlp_norm, rows, row); });
     if (layer.routed) return mix_experts(walk, index, rows);
     const Mlp<Element>& mlp = layer.mlps[0];
     product<2>(walk, normed_, rows, mlp.gate_up, beside ? &gate_up : nullptr, [&](int64_t row, int num, int64_t pair, auto& out) {
-        store_gated(row, num, shape_.inner.begin / kPanel + pair, out[0], out[1]);
+        store_gated(rows, row, num, shape_.inner.begin / kPanel + pair, out[0], out[1]);
     });
     meet(walk);
     add_product(walk, inner_, rows, mlp.down, beside ? &down : nullptr, layer.after_mlp_norm);
@@ -283,7 +291,7 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, con
 
 // activation(gate) * up of a tile, into the 32 columns of `inner` that panel pair `pair` is for.
 template <class Element>
-void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups) {
+void Decoder<Element>::store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups) {
     const Activation activation = shape_.gelu_tanh ? Activation::kGeluTanh : Activation::kSilu;
     for (int i = 0; i < num; ++i) {
         for (int c = 0; c < kPanel; c += kLanes) {
@@ -291,7 +299,7 @@ void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const flo
             Stored* to = reinterpret_cast<Stored*>(inner_.row(row + i)) + pair * kPanel + c;
             Element::store_narrow(to, gated(activation, load<Floats>(gates + at), load<Floats>(ups + at)));
         }
-        if (quantised_) inner_.make_bytes(row + i, pair * kPanel, kPanel);
+        if (quantised_) inner_.make_bytes(rows, row + i, pair * kPanel, kPanel);
     }
 }
 
@@ -302,22 +310,22 @@ void Decoder<Element>::walk(Walk& walk, const Inputs& inputs) {
     const int64_t last = int64_t(layers_.size()) - 1;
     for (int64_t index = 0; index < last; ++index) {
         attend(walk, inputs, index);
-        finish_layer(walk, index, inputs.num_tokens, adapted_);
+        finish_layer(walk, index, rows_, adapted_);
     }
     attend(walk, inputs, last);
     if (inputs.passed != nullptr) {
-        finish_layer(walk, last, inputs.num_tokens, adapted_);
+        finish_layer(walk, last, rows_, adapted_);
         walk.phase(inputs.num_tokens, [&](int64_t row) {
             std::memcpy(inputs.passed + row * shape_.hidden_size, hidden_.row(row), size_t(shape_.hidden_size) * 4);
         });
         return;
     }
     if (inputs.expert_counts != nullptr) {   // of all rows
-        finish_layer(walk, last, inputs.num_tokens, adapted_);
+        finish_layer(walk, last, rows_, adapted_);
         keep_wanted(walk, inputs);
     } else if (inputs.num_logits > 0) {
         keep_wanted(walk, inputs);
-        finish_layer(walk, last, inputs.num_logits, adapted_wanted_);
+        finish_layer(walk, last, wanted_, adapted_wanted_);
     }
     if (inputs.num_logits == 0) return;
     score(walk, inputs);

@@ -13,7 +13,7 @@ from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.native.backend import fills_panels
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.weights.blocks import Blocks, Tensors, Weight, numbers_of
-from tests.gpu.driving import logits_in_pieces, same_bits
+from tests.gpu.driving import Piece, forward_inputs, logits_in_pieces, same_bits
 from tests.gpu.native_models import ODD, SWITCHED, alone, make
 from tests.gpu.native_ranks import make_ranks
 from tests.gpu.quantised import FORMATS, blocks_of
@@ -59,6 +59,22 @@ def test_random_chunks_and_batches_give_the_bits_of_one_pass_alone(name: str, dt
         found = logits_in_pieces(made.backend, made.table, tokens, seed)
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_of_hundreds_of_rows_has_the_same_bits_however_threads_share_it_out(name: str) -> None:
+    config, dtype = CONFIGS[name], torch.bfloat16
+    random = np.random.default_rng(1)
+    texts = [random.integers(0, config.vocab_size, length).tolist() for length in (150, 77, 18, 1, 1)]
+    logits = []
+    for threads in (1, 2, 3, 5):
+        made = make(config, dtype, threads=threads, num_slots=len(texts), weights=quantised_weights(config, dtype))
+        # In one step, and again in steps of fewer rows, whose blocks are others.
+        for steps in ([texts], [texts[:1], texts[1:3], texts[3:]]):
+            slots = iter(range(len(texts)))
+            batches = [[Piece(next(slots), 0, text) for text in step] for step in steps]
+            logits.append(np.concatenate([made.backend.forward(forward_inputs(step, made.table)) for step in batches]))
+    assert all(np.array_equal(logits[0], others) for others in logits[1:])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
