@@ -144,9 +144,8 @@ class AllocationIsATransaction(StateProperty):
         table, memory, rows = loop.table, loop.memory, loop.queues.oldest_first()
         lengths = np.minimum(table.num_tokens[rows] + loop.planner.lookahead, table.max_length[rows])
         admitted = set(loop.planning.admitted) if loop.planning is not None else ()
-        oldest = next((index for index, row in enumerate(rows) if row not in admitted), None)
-        if oldest is not None:
-            lengths[oldest] = table.max_length[rows[oldest]]
+        if len(rows) and rows[0] not in admitted:  # else an older one has come back, or nobody was at work
+            lengths[0] = table.max_length[rows[0]]
         slots = table.slot[rows]
         secured = memory.page_table.num_pages[slots] + memory.escrow.promised[slots]
         short = secured * memory.page_size < lengths
