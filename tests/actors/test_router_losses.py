@@ -152,6 +152,26 @@ def test_weights_that_only_one_had_taken_go_with_it(renamed: bool, leaves: bool)
     assert told(context, WeightsServed) == []
 
 
+def test_who_has_joined_has_the_weights_of_the_others_when_the_only_one_with_later_ones_is_gone() -> None:
+    router, context, _ = routed(2)
+    rename = RenameWeights("b", abort_all_requests=False)
+    ordered(router, context, rename, True, True)
+    for number in (0, 1):
+        router.receive(msgspec.structs.replace(RENAMED, replica=number))
+    for lost, number in ((0, 2), (1, 3)):
+        router.receive(Down(f"scheduler.{lost}", "failed"))
+        context.take_sent()
+        router.receive(ReplicaUp(names_of(number)))
+        (ask,) = [sent.message for sent in context.take_sent() if isinstance(sent.message, Ask)]
+        assert ask.message == rename
+        router.receive(msgspec.structs.replace(RENAMED, replica=number))
+        router.receive(Reply(ask.ticket, True))
+        if number == 2:
+            ordered(router, context, UpdateWeights(model_path="/new", weight_version="a"), True, False)
+            router.receive(NEW)
+    assert sorted(router.replicas) == [2, 3]
+
+
 @pytest.mark.parametrize("leaves", [False, True], ids=["lost", "leaves"])
 def test_an_order_that_one_takes_with_it_is_answered_when_the_gateway_knows_what_serves_now(leaves: bool) -> None:
     router, context, _ = routed(2)

@@ -18,6 +18,7 @@ def test_cancelled_timers_do_not_pile_up() -> None:
     for number in range(10_000):
         timers.add(1000.0 + number, number).cancel()
     assert len(timers) < 300
+    assert timers.num_cancelled == sum(timer.cancelled for *_, timer in timers.heap)
     assert timers.pop_due(5000.0) is kept
 
 

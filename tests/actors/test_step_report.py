@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from pawl.actors.step_report import StepReport
+from pawl.actors.step_report import StepReport, _told
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
+from pawl.lifecycle.step import StepLogprobs, StepResult
 
 
 class Table:
@@ -45,3 +47,17 @@ def test_tokens_of_a_step_that_is_not_committed_after_all_are_not_told() -> None
     assert report._rows.tolist() == [4, 5]
     report.withdraw(steps)  # type: ignore[arg-type]
     assert (report._rows.tolist(), report._tokens.tolist(), report._scheduled, report._result) == ([], [], None, None)
+
+
+@pytest.mark.parametrize(("fresh", "several"), [(True, True), (False, True), (False, False), (True, False)])
+def test_scores_are_told_of_the_tokens_that_were_given_out(fresh: bool, several: bool) -> None:
+    """Where a step may draw several tokens of a request, its last ones may not be wanted though nothing is stale."""
+    given_out = np.array([True, True, True] if fresh and not several else [True, False, True])
+    scores = StepLogprobs(
+        np.array([1.0, 2.0, 3.0], np.float32), np.zeros((3, 0), np.int32), np.zeros((3, 0), np.float32)
+    )
+    result = StepResult(1, np.arange(3, dtype=np.int32), scores, counts=np.array([2, 1]) if several else None)
+    loop: Any = SimpleNamespace(fresh_at_commit=np.array([fresh, True]), wanted_tokens=lambda _: given_out)
+    scheduled: Any = SimpleNamespace(row_of_slot=lambda _: {})
+    told, _, _ = _told(loop, scheduled, result)
+    assert told.chosen.tolist() == scores.chosen[given_out].tolist()

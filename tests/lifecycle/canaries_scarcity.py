@@ -44,6 +44,19 @@ def gives_way(request: int, num_pages: int, *, fetched: int | None = None, idle:
     return story.records
 
 
+def gives_way_between_two() -> list[Record]:
+    """Of three at work the second is retracted."""
+    story = Story()
+    story.start()
+    for request in (1, 2, 3):
+        story.submit(request, request - 1, 4, 6)
+        story.admit(request, request - 1)
+    story.plan(1, *(Segment(row, 0, 4, pages=((0, row),)) for row in range(3)))
+    story.commit(1, [Event.FIRST_TOKEN] * 3, 3, PageCounts(NUM_PAGES - 3, 3, 0, 0, 0))
+    story.move(2, 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    return story.records
+
+
 def brought_in_place() -> list[Record]:
     """A row's page has an equal in the cache and is given back; what comes from below gets it, and leaves again before
     the next step says what the row has instead."""

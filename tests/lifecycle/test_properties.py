@@ -45,12 +45,11 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
-from tests.lifecycle.canaries_contradicted import CONTRADICTED_CANARIES
 from tests.lifecycle.canaries_control import CONTROL_CANARIES, as_turn, refused
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_memory import MEMORY_CANARIES
-from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, brought_in_place, gives_way
+from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, brought_in_place, gives_way, gives_way_between_two
 from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins, without_runner
 from tests.lifecycle.canaries_turns import TURNS_CANARIES
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
@@ -68,7 +67,6 @@ ALL = (
     | WEIGHT_CANARIES
     | SCARCITY_CANARIES
     | MEMORY_CANARIES
-    | CONTRADICTED_CANARIES
 )
 
 
@@ -90,6 +88,11 @@ def test_a_sound_run_of_vectors_violates_nothing() -> None:
 
 def test_the_youngest_gives_way_where_pages_are_short() -> None:
     assert judged(gives_way(2, 3)).violations == []
+
+
+def test_an_older_one_that_stays_at_work_does_not_hide_a_younger_one() -> None:
+    (violation, *_) = judged(gives_way_between_two()).violations
+    assert "and request 3, which is younger, stays at work" in violation.explanation
 
 
 def test_pages_that_a_fetch_holds_are_in_use() -> None:

@@ -35,11 +35,11 @@ Seed 6 was judged without the tests of the face (`tests/pawl`), the later ones w
 history of this page. All were judged on two cores that others used (AMD EPYC, load 8 to 50). Seeds 6 and 8 had some
 25 s of tests as in quiet; seeds 9 and 10 10 s, and 20 schedules; seeds 11 and 12 25 s and 20 schedules, with the golden
 runs (`tests/mutants/golden.txt`), which reach two edits in three, and with what tests reach measured anew where test
-files had changed; seed 13 25 s and seeds 14 and 15 20 s. Time did not suffice for all of these: what was judged is the
-beginning of a sample, in its order (of seeds 13 and 14, of each of its halves, of which each process had one; of seed
-15, of what of it is of actors and of what is of the other rooms). With those that change nothing, 30 of 158 survived of
-seed 8, 14 of 68 of seed 9, 21 of 90 of seed 11, 10 of 87 of seed 12, 20 of 110 of seed 13, 14 of 105 of seed 14 and 25
-of 189 of seed 15.
+files had changed; seed 13 25 s and the later ones 20 s. Time did not suffice for all of these: what was judged is the
+beginning of a sample, in its order (of seeds 13 and 14, of each of its halves, of which each process had one; of seeds
+15 and 16, of what of it is of actors and of what is of the other rooms). With those that change nothing, 30 of 158
+survived of seed 8, 14 of 68 of seed 9, 21 of 90 of seed 11, 10 of 87 of seed 12, 20 of 110 of seed 13, 14 of 105 of
+seed 14, 25 of 189 of seed 15 and @R of @N of seed 16.
 
 After seed 9 classes were closed rather than edits, each by one test that walks all of it: what an actor answers after a
 failure, what judges the answers to control messages, every number in memory, every sentence that a property can say,
@@ -60,8 +60,18 @@ order: no such edit is made any more, and those that were are in no row.
 Before and after seed 15, by class: what every judge keeps and says over 290 runs (`tests/lifecycle/judges.txt`), all
 that a loop does when it fails at any of 45 calls (`tests/loops/failures.txt`), every message that an actor takes, and
 when, in the golden runs, wishes for sessions of which loop and judge must think the same, each part of memory against
-all that may be in its way, whom a router tells what. Holes are dense where no golden run comes: a third of lifecycle, a
-sixth of loops."""
+all that may be in its way, whom a router tells what.
+
+Before seed 16, where no golden run comes, by nets that walk whole parts: what each strategy makes of known scenarios
+(`tests/actors/explorations.txt`), what two processes say in a hundred known lives of their link
+(`tests/actors/conversations.txt`), all the ways in which actors go on behind an exception at any of their lines, what is
+read in known lives of a folder of traces, what an audit reports of the runs of `judges.txt` and how these look in other
+formats, and loops of which tests had seen one turn. Of 40 edits drawn in the files that it is about, one such test alone
+notices 25 (`actors/simulation`), 34 (what is said between processes), 26 (files of traces, the audit) and 30 (exports,
+slices, what is handed over, the audit). The lives of a link found a system that could not be stopped before it began,
+where a process in its order was lost. Of 62 edits that end a loop after its first turn 12 survived 4 s of tests: 8 of
+them are noticed now, one changes nothing, 3 are open. All such nets are frozen: each names the command, or the digest,
+with which a change that is meant is stated."""
 
 
 def page(results: Results) -> Iterator[str]:
