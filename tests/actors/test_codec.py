@@ -6,6 +6,7 @@ import enum
 import importlib
 import pkgutil
 import random
+import sys
 import types
 import typing
 from typing import Any, Union
@@ -266,6 +267,18 @@ def checked(body: bytes, frames: list[bytes]) -> bytes:
     from pawl.actors.runtime import codec
 
     return codec._CHECKSUM.pack(codec._checksum(body, frames)) + body
+
+
+def test_a_message_has_as_many_arrays_as_came_and_its_codec_keeps_none_of_them() -> None:
+    codec = make_codec(Blocks)
+    header, data = (bytearray(frame) for frame in codec.encode(blocks()))
+    known = sys.getrefcount(data)
+    more = (data, b"more")
+    with pytest.raises(Malformed, match="2 arrays, of which the message has 1"):
+        codec.decode([checked(bytes(header[4:]), [*more]), *more])
+    del more
+    assert same(codec.decode([header, data]), blocks())
+    assert sys.getrefcount(data) == known
 
 
 def test_arrays_that_say_themselves_what_they_must_be_are_not_looked_at_and_all_else_is() -> None:

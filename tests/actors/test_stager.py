@@ -67,6 +67,11 @@ def test_what_does_not_exist_is_refused_in_one_line(ghost: Ghost) -> None:
     assert answer == WeightsFailed(3, "a ghost's weights are called ghost, or ghost:NAME, and not 'nowhere'")
 
 
+def test_weights_of_a_trainer_that_nobody_has_received_are_refused(ghost: Ghost) -> None:
+    answer = told(Stager(ghost), NAMES.stager, Stage(3, FromTrainer()))
+    assert answer == WeightsFailed(3, "nothing was received for update 3")
+
+
 def test_a_defect_is_told_without_its_words() -> None:
     broken = Broken(num_pages=4, page_size=2, num_slots=2, max_context=8)
     answer = told(Stager(broken), NAMES.stager, Stage(3, FromDisk("ghost:b")))

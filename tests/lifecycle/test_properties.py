@@ -45,6 +45,7 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
+from tests.lifecycle.canaries_contradicted import CONTRADICTED_CANARIES
 from tests.lifecycle.canaries_control import CONTROL_CANARIES, as_turn, refused
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
@@ -67,6 +68,7 @@ ALL = (
     | WEIGHT_CANARIES
     | SCARCITY_CANARIES
     | MEMORY_CANARIES
+    | CONTRADICTED_CANARIES
 )
 
 
