@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,9 +21,11 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Submitted,
     TierTold,
+    Transition,
 )
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
+from pawl.lifecycle.step import StepBatch
 from tests.lifecycle.story import plain
 from tests.loops.driver import Driver
 
@@ -130,3 +133,29 @@ def test_no_checkpoint_is_due_where_nobody_records() -> None:
     journal = Journal(None, checkpoint_bytes=1)
     journal.submitted(2, INFO, TOKENS, 9, 8.5, 1.5)
     assert not journal.checkpoint_due
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_plan_whose_record_failed_half_way_is_recorded_whole_when_it_is_recorded_again(fails_at: int) -> None:
+    records: list[Record] = []
+    left = fails_at
+
+    def emit(record: Record) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise OSError("the disk is full")
+        records.append(record)
+
+    none, ones = np.zeros(0, np.int32), np.ones(2, np.bool_)
+    rows = np.array([0, 1], np.intp)
+    numbers = rows.astype(np.int32)
+    batch = StepBatch(3, numbers, numbers, numbers + 1, none, ~ones, ones, none, none, none)
+    table: Any = SimpleNamespace(info=lambda row: SimpleNamespace(request=10 + row))
+    journal = Journal(emit)
+    with pytest.raises(OSError, match="full"):
+        journal.planned(batch, rows, (0, 1), table, 0.5)
+    for _ in range(2):
+        journal.planned(batch, rows, (0, 1), table, 0.5)
+    assert [type(record) for record in records] == [Transition, Transition, StepPlanned]
+    assert [record.request for record in records if isinstance(record, Transition)] == [10, 11]

@@ -19,7 +19,7 @@ from pawl.lifecycle.records import ENCODER, Checkpoint, Digest, Gap, Record, Sta
 from pawl.lifecycle.trace import reader
 from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, FILE_SIZE, VERSION, sealed
 from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
-from pawl.lifecycle.trace.writer import MAX_RECORDS, NoEncoding, TraceWriter, file_bytes
+from pawl.lifecycle.trace.writer import MAX_PAYLOAD, MAX_RECORDS, NoEncoding, TraceWriter, file_bytes
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
 
 STORY = sound_run()
@@ -69,6 +69,13 @@ def test_a_block_is_written_when_it_is_full(tmp_path: Path) -> None:
     assert len(read(tmp_path)[0]) == MAX_RECORDS
     writer.close()
     assert len(read(tmp_path)[0]) == MAX_RECORDS + 1
+
+
+def test_a_block_is_written_with_the_record_that_makes_it_large_enough(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path, PLENTY)
+    writer.append(Gap(0, "x" * MAX_PAYLOAD))
+    assert writer.pending == 0
+    writer.close()
 
 
 def test_a_record_without_an_encoding_is_refused_and_leaves_no_bytes(tmp_path: Path) -> None:
