@@ -253,7 +253,9 @@ class Fleet:
         if len(self.replicas) == 1:  # what the gateway has heard is of others, that are gone
             self._send_gateway(replica.served or AS_STARTED)
             self._send_gateway(released_by_any(self.replicas))
-        self._tell_adapters()
+            self._send_gateway(named_by_all(self.replicas))
+        else:
+            self._tell_adapters()
 
     def _drain_too(self, replica: Replica) -> None:
         if self._draining is not None:

@@ -205,8 +205,10 @@ def test_who_comes_when_nobody_is_left_says_what_it_serves_and_what_it_has_relea
         router.receive(heard)
         router.receive(Reply(ask.ticket, True))
     assert list(router.replicas) == [1]
-    believed = [sent.message for sent in context.sent if isinstance(sent.message, WeightsServed | MemoryReleased)]
-    assert believed == ([NEW, lacks] if done else [AS_STARTED, MemoryReleased(())])
+    kinds = WeightsServed | MemoryReleased | AdaptersNamed
+    believed = [sent.message for sent in context.sent if isinstance(sent.message, kinds)]
+    assert believed[:2] == ([NEW, lacks] if done else [AS_STARTED, MemoryReleased(())])
+    assert [each.adapters for each in believed[2:] if isinstance(each, AdaptersNamed)] == [()]
 
 
 def test_weights_that_were_sent_to_only_one_keep_nobody_out_once_it_is_gone() -> None:

@@ -3,6 +3,7 @@ who wait."""
 
 from __future__ import annotations
 
+from pawl.actors.fleet import Fleet
 from pawl.actors.scheduler import Scheduler
 from pawl.loops.intake import Intake
 from pawl.loops.recovery import recover
@@ -54,5 +55,12 @@ FAILING = (
         "weight_epochs",
         "An update that names no version, and so keeps the name, has replies call the weights as at the start.",
         Edit(WeightKeeper.swapped, "update.version or self.served.version", 'update.version or "default"'),
+    ),
+    _mutant(
+        Group.CONTROL,
+        "who_comes_alone_is_taken_for_the_one_before",
+        "adapter_references",
+        "All replicas are gone, another one comes, and the gateway still believes what the last of them had served.",
+        Edit(Fleet._tell_of_it, "if len(self.replicas) == 1:", "if False:"),
     ),
 )
