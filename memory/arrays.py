@@ -19,14 +19,16 @@ ONE = np.array(1, np.int32)
 """For sums: numpy takes twice as long with a number of Python's."""
 
 
-# Numpy finds the place of the largest number in a fifth of the time that it takes to give its value.
+FEW = 64
+"""Numbers that are looked through in Python. Numpy finds the place of the largest in a fifth of the time that it takes
+to give its value, but gives the interpreter away for that: who has waited for it keeps it for half a millisecond."""
 
 
 def highest(values: NDArray[np.integer[Any]]) -> int:
     """The largest of some numbers. Raises ValueError where there are none."""
-    return int(values.item(values.argmax()))
+    return max(values.tolist()) if len(values) <= FEW else int(values.item(values.argmax()))
 
 
 def lowest(values: NDArray[np.integer[Any]]) -> int:
     """The smallest of some numbers. Raises ValueError where there are none."""
-    return int(values.item(values.argmin()))
+    return min(values.tolist()) if len(values) <= FEW else int(values.item(values.argmin()))
