@@ -53,6 +53,11 @@ def run_number(folder: Path) -> int:
     return int(folder.name.removeprefix("run-"))
 
 
+def file_name(index: int) -> str:
+    """Of a run's file by its number, from 0."""
+    return f"trace-{index:06}.pawl"
+
+
 def trace_files(run: Path) -> list[Path]:
     """The files of a run in their order."""
     return sorted(file for file in run.glob("trace-*.pawl") if file.is_file())

@@ -18,6 +18,7 @@ from pawl.lifecycle.trace.format import (
     MARKER,
     NO_BLOCK,
     VERSION,
+    file_name,
     run_folders,
     run_number,
     sealed,
@@ -44,8 +45,9 @@ class TraceWriter:
     """Writes one run. Records are encoded when they are appended, and written block by block.
 
     `limit_bytes` bounds the whole directory: the oldest runs go first, then the oldest files of this run, whose reader
-    then finds a trace without its beginning. A run that another writer still writes is never touched: each holds its
-    folder's lock, which the system lets go of when the process ends, however it ends.
+    then finds a trace without its beginning. What is left can be judged: the newest checkpoint and what follows it
+    stay, though a checkpoint alone be larger than the limit. A run that another writer still writes is never touched:
+    each holds its folder's lock, which the system lets go of when the process ends, however it ends.
 
     When the device refuses a block, or somebody has removed the file, records are lost: `trouble` says why, and a `Gap`
     that counts them is the first record of the next block that is taken. Folders are for the owner alone (0700), and so
@@ -68,6 +70,8 @@ class TraceWriter:
         self.trouble = ""
         """Why the newest records could not be written; empty when they were."""
         self._index = -1
+        self._from: int | None = None
+        """The file that has the newest checkpoint; None: there was none."""
         self._file: int | None = None
         self._lock: int | None = None
         self._offset = 0
@@ -101,6 +105,7 @@ class TraceWriter:
             self.flush()
             if self._offset >= self._file_limit // 4:
                 self._finish_file()
+            self._from = self._index + (self._file is None)
         length, count = len(self._payload), self._count + 1
         try:
             ENCODER.encode_into(record, self._payload, -1)
@@ -181,7 +186,7 @@ class TraceWriter:
         if not self.path.is_dir():
             self.path.mkdir(mode=0o700, parents=True)
             self._take_lock()
-        self._file = os.open(self.path / f"trace-{index:06}.pawl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._file = os.open(self.path / file_name(index), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._offset = self._num_in_file = 0
         try:
             self._write(sealed(FILE.pack(MAGIC, VERSION, self._run, index, schema_hash(), self._chain)))
@@ -231,7 +236,11 @@ class TraceWriter:
         sizes = {run: {file: file.stat().st_size for file in trace_files(run)} for run in run_folders(self._directory)}
         excess = sum(sum(files.values()) for files in sizes.values()) + self._file_limit - self._limit
         others = ((run, sum(files.values())) for run, files in sizes.items() if run != self.path)
-        for path, size in (*others, *list(sizes.get(self.path, {}).items())[:-1]):
+        own = list(sizes.get(self.path, {}).items())[:-1]
+        if self._from is not None:
+            newest = file_name(self._from)
+            own = [(file, size) for file, size in own if file.name < newest]
+        for path, size in (*others, *own):
             if excess <= 0:
                 return
             if path.is_file():

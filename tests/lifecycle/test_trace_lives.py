@@ -20,7 +20,7 @@ from pawl.lifecycle.audit import audit
 from pawl.lifecycle.records import ENCODER, Checkpoint, Digest, Gap, Idled, Record, Started
 from pawl.lifecycle.trace import writer as writing
 from pawl.lifecycle.trace.format import run_folders, trace_files
-from pawl.lifecycle.trace.reader import TraceReader
+from pawl.lifecycle.trace.reader import DamageKind, TraceReader
 from pawl.lifecycle.trace.writer import TraceWriter, being_written
 
 LIVES = 30
@@ -168,3 +168,21 @@ def test_what_is_read_in_known_lives_of_a_folder_of_traces_stays_as_it_is(
         digests.append(hashlib.blake2b(repr(life.told).encode(), digest_size=4).hexdigest())
     now = hashlib.blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
     assert now == "975dd0d301a7f260", digests
+
+
+def test_the_newest_checkpoint_stays_though_it_is_larger_than_the_limit(tmp_path: Path) -> None:
+    limit = 1 << 20
+    writer = TraceWriter(tmp_path, limit)
+    for number in range(6):
+        writer.append(Checkpoint(STARTED, bytes(limit + number), "", float(number)))
+        for step in range(400):
+            writer.append(Gap(step, "x" * 1000))
+            writer.flush()
+    writer.close()
+    reader = TraceReader(writer.path)
+    checkpoint, *others = reader
+    assert isinstance(checkpoint, Checkpoint)
+    assert len(checkpoint.state or b"") == limit + 5
+    assert len(others) == 400
+    assert len(trace_files(writer.path)) > 2
+    assert [damage.kind for damage in reader.damage] == [DamageKind.TRUNCATED]
