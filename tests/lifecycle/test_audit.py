@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from pawl.lifecycle.audit import Report, Verdict, audit
-from pawl.lifecycle.records import Closed, Digest, Gap, Record
+from pawl.lifecycle.records import Checkpoint, Closed, Digest, Gap, Record
 from pawl.lifecycle.trace.reader import Damage, DamageKind
 from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.cutting import cut, moments
@@ -187,7 +187,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_trace_whose_beginning_was_dropped_is_incomplete_and_not_judged(tmp_path: Path) -> None:
     writer = TraceWriter(tmp_path, 1 << 20)
     for record in STORY.records:
-        writer.append(record)
+        if not isinstance(record, Checkpoint):  # what follows the newest one stays
+            writer.append(record)
     for step in range(20_000):
         writer.append(Digest(step, 2**63))
         if step % 50 == 49:
