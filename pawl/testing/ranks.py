@@ -182,8 +182,8 @@ class SimulatedLine:
         """By which ranks compute."""
         self._differ = False
         self._behind: int | None = None
-        """A rank that has left a step out. What it would read in those that were launched before its answer came is not
-        its own."""
+        """A rank that has left a step out, or could not do it. What it would read in those that were launched before
+        its answer came is not its own."""
 
     def tell(self, message: ToRank | Beside) -> None:
         """See `Line.tell`."""
@@ -210,6 +210,9 @@ class SimulatedLine:
                 answers.append(Answer(applied=actions.applied.digest, drawn=actions.applied.drawn))
             else:
                 answers.append(self._do(actions, message, frames))
+        refused = [number for number, answer in enumerate(answers) if applied and answer.kind]
+        if self._behind is None and len(refused) == 1:
+            (self._behind,) = refused
         self._told.append(answers)
 
     def answers(self, limit_s: float) -> Sequence[Answer]:
