@@ -84,7 +84,7 @@ class Client(Inbox):
         self.prompt_scores: list[TokenLogprob] = []
         self.vectors: list[list[float]] = []
         self.num_ends = 0
-        self.left = False
+        self.left = self.is_over = False
         self.first_at: float | None = None
         """When it saw its first token."""
         self.rid = f"turn {index}" if arrival.session else arrival.rid
@@ -232,7 +232,11 @@ class FrontDesk(Gateway):
         return parent if parent is not None and parent < index else None
 
     def over(self, index: int) -> None:
-        """This client is done: turns that go on from its request are sent, where they have no time of their own."""
+        """This client is done: turns that go on from its request are sent, where they have no time of their own. One
+        whose leaving failed is so again when it has had all."""
+        if self.clients[index].is_over:
+            return
+        self.clients[index].is_over = True
         for first in self.calls:
             arrival = self.clients[first].arrival
             if self._parent(first) == index and not arrival.at_s and not arrival.after_tokens:
