@@ -84,7 +84,7 @@ class ReplicaAsks:
             done = partial(self._carried_out, message, self._num_ordered)
         gathering = Gathering(list(asked), self._is_there, partial(done, ask))
         for number, replica in asked.items():
-            answer = partial(gathering.answered, number)
+            answer = partial(self._has_answered, number, message, gathering)
             try:
                 self.tell(replica, message, answer)
             except Exception as error:
@@ -92,6 +92,12 @@ class ReplicaAsks:
                 answer(Reply(0, False, FAILED_ORDER))
         if lasts(message) and not gathering.over:
             self._lasting[self._num_ordered] = message
+
+    def _has_answered(self, number: int, message: msgspec.Struct, gathering: Gathering, reply: Reply) -> None:
+        """What it has carried out, it has in the order of its answers; others may still be at an earlier order."""
+        if reply.ok and isinstance(message, OF_WEIGHTS) and number in self._replicas:
+            self._replicas[number].held.done(message)
+        gathering.answered(number, reply)
 
     def answered(self, message: Reply | AskExpired) -> None:
         """A replica has answered, or has not in time."""
@@ -198,9 +204,6 @@ class ReplicaAsks:
             self._last_serving = max(number, self._last_serving)
         if done:
             self.present.done(order)
-        if isinstance(order, OF_WEIGHTS):
-            for replica in [each for each, reply in replies.items() if reply.ok and each in self._replicas]:
-                self._replicas[replica].held.done(order)
         self.ordered(order if done else None)
         return self._answer(ask, replies)
 

@@ -172,6 +172,25 @@ def test_who_has_joined_has_the_weights_of_the_others_when_the_only_one_with_lat
     assert sorted(router.replicas) == [2, 3]
 
 
+def test_who_was_quicker_with_an_earlier_order_has_the_weights_of_the_later_one() -> None:
+    router, context, _ = routed(2)
+    orders = [UpdateWeights(model_path=f"/{name}", weight_version=name) for name in "ab"]
+    asked: list[Ask] = []
+    for order in orders:
+        router.receive(Ask(9, order, "gateway"))
+        asked += [sent.message for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    quick, slow, quick_again, slow_again = (ask.ticket for ask in asked)
+    for ticket, done in ((quick, True), (slow_again, False), (quick_again, True), (slow, True)):
+        router.receive(Reply(ticket, done))
+    for number, name in enumerate("ba"):
+        router.receive(WeightsServed(name, f"/{name}", name, replica=number))
+    router.fleet._left(router.replicas[1])
+    context.take_sent()
+    router.receive(ReplicaUp(names_of(2)))
+    (ask,) = [sent.message for sent in context.take_sent() if isinstance(sent.message, Ask)]
+    assert ask.message == orders[1]
+
+
 @pytest.mark.parametrize("leaves", [False, True], ids=["lost", "leaves"])
 def test_an_order_that_one_takes_with_it_is_answered_when_the_gateway_knows_what_serves_now(leaves: bool) -> None:
     router, context, _ = routed(2)
