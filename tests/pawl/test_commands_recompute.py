@@ -104,9 +104,12 @@ def forge(records: list[Record], what: str) -> tuple[list[Record], int, int]:
                 history.known(row) - 1,
             )
         if what == "log-probability" and record.scores is not None:
-            chosen = float32s(record.scores.chosen).copy()
-            chosen[0] = np.nextafter(chosen[0], np.float32(0))
-            changed = msgspec.structs.replace(record, scores=record.scores._replace(chosen=chosen.tobytes()))
+            chosen, top = float32s(record.scores.chosen).copy(), float32s(record.scores.top).copy()
+            other = np.nextafter(chosen[0], np.float32(-np.inf))
+            top[top == chosen[0]] = other  # a token has one number in its place
+            chosen[0] = other
+            scores = record.scores._replace(chosen=chosen.tobytes(), top=top.tobytes())
+            changed = msgspec.structs.replace(record, scores=scores)
             row = int(int32s(record.scores.rows)[0])
             position = int(int32s(record.scores.positions)[0])
             return [*records[:at], changed, *records[at + 1 :]], int(history.request[row]), position
