@@ -240,7 +240,8 @@ private:
                  const Beside* beside, Epilogue&& epilogue, int64_t start = 0);
     template <int kPanels, class Epilogue>
     void multiply_block(const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
-                        const Matrix<Element>& weights, int64_t begin, int64_t end, const Beside* beside, Epilogue&& epilogue);
+                        const Matrix<Element>& weights, int64_t begin, int64_t end, const Beside* beside,
+                        Epilogue&& epilogue);
     void shrink(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Beside& beside);
     void expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const;
     void store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups);

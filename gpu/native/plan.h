@@ -294,8 +294,9 @@ void Decoder<Element>::plan(const Inputs& inputs) {
                                             {table_row(inputs, 0, slot), table_row(inputs, 1, slot)}, head, heads});
     }
     // Those of a thread's rows together, the longest first, so that the end of the phase is fine-grained.
+    const Rows parts{rows, threads()};
     std::stable_sort(segments_.begin(), segments_.end(), [&](const Segment& a, const Segment& b) {
-        const int64_t owner = a.first_row * threads() / rows, other = b.first_row * threads() / rows;
+        const int64_t owner = parts.block_of(a.first_row), other = parts.block_of(b.first_row);
         if (owner != other) return owner < other;
         return a.first_position + a.positions > b.first_position + b.positions;
     });

@@ -291,7 +291,8 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, const Rows& rows,
 
 // activation(gate) * up of a tile, into the 32 columns of `inner` that panel pair `pair` is for.
 template <class Element>
-void Decoder<Element>::store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups) {
+void Decoder<Element>::store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates,
+                                   const float* ups) {
     const Activation activation = shape_.gelu_tanh ? Activation::kGeluTanh : Activation::kSilu;
     for (int i = 0; i < num; ++i) {
         for (int c = 0; c < kPanel; c += kLanes) {

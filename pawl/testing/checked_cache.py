@@ -4,7 +4,7 @@ what that holds and who holds it."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -78,14 +78,14 @@ class CheckedCache(Checked):
             raise self._fail("insert", f"adopted {sorted(adopted)}, and was offered {pages.tolist()}")
         again = sorted(adopted & self._pages)
         self._pages |= adopted
-        self._check_told("insert", "does not say that it took")
+        content = self._told("insert", "does not say that it took")
         if again:
             raise self._fail("insert", f"adopted page {again[0]}, which it has already")
         self._offered(done, tokens, namespace, adopted)
         self._holders.subtract(held.tolist())
         self._touched(np.concatenate((held, done.adopted)), fence)
         self._check_count("insert")
-        self._check_content("insert")
+        self._check_content("insert", content)
         return done
 
     def _offered(self, done: Insertion, tokens: Int32s, namespace: str, adopted: set[int]) -> None:
@@ -132,13 +132,13 @@ class CheckedCache(Checked):
         fences = {page: self._fences.pop(page, 0) for page in pages}
         for page in pages:
             del self._blocks[page], self._holders[page]
-        self._check_told(verb, "still has what it gave back,")
+        content = self._told(verb, "still has what it gave back,")
         newest = max(pages, key=fences.__getitem__, default=None)
         if newest is not None and gone.fence < fences[newest]:
             what = f"gave back page {newest}, which step {fences[newest]} may touch, behind step {gone.fence}"
             raise self._fail(verb, what)
         self._check_count(verb)
-        self._check_content(verb)
+        self._check_content(verb, content)
         due = min((evictable, *arguments))
         if len(pages) < due:
             what = f"gave back {len(pages)} pages, and said that {due} of those wanted were evictable"
@@ -162,18 +162,18 @@ class CheckedCache(Checked):
         if foreign:
             raise self._fail(verb, f"{did} page {foreign[0]}, which it does not have: it has {sorted(self._pages)}")
 
-    def _check_told(self, verb: str, did: str) -> None:
-        """Pages that it names in place of others leave the counts right."""
+    def _told(self, verb: str, did: str) -> Mapping[int, Block]:
+        """What it says that it has, and no other pages: those that it names in place of others leave the counts
+        right."""
         with self._calling("content"):
-            content = self._part.content()
+            content: Mapping[int, Block] = self._part.content()
         untold = sorted(content.keys() - self._pages)
         if untold:
             raise self._fail(verb, f"{did} page {untold[0]}: it has {sorted(content)}")
+        return content
 
-    def _check_content(self, verb: str) -> None:
+    def _check_content(self, verb: str, content: Mapping[int, Block]) -> None:
         """Each page is said to hold what it was offered with."""
-        with self._calling("content"):
-            content = self._part.content()
         for page, block in self._blocks.items():
             if content.get(page) != block:
                 said = "nothing" if page not in content else _words(content[page])

@@ -319,9 +319,10 @@ def cluster(
     properties: MakeProperties = record_properties,
     preempt: bool = False,
     model: Model = GHOST,
+    kind: type[Cluster] = Cluster,
 ) -> Cluster:
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
-    return Cluster(system_of(workload, source, faults, preempt=preempt), workload, properties, model)
+    return kind(system_of(workload, source, faults, preempt=preempt), workload, properties, model)
 
 
 _codec_of = lru_cache(maxsize=64)(make_codec)

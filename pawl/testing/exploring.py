@@ -30,8 +30,8 @@ from pawl.actors.simulation.strategies.exhaustive import Exhaustive
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, Guided, RandomWalk, Strategy
-from pawl.testing.cluster import NO_FAULTS, cluster
-from pawl.testing.failing import failing_cluster
+from pawl.testing.cluster import NO_FAULTS, Cluster, cluster
+from pawl.testing.failing import FailingCluster
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import KeptPart, kept_parts
 from pawl.testing.replica import MakeProperties, quick_properties, record_properties
@@ -159,8 +159,8 @@ def _scenario(
     reached: Counter[str] | None,
     source: ChoiceSource,
 ) -> Case:
-    make = failing_cluster if faults.fail else cluster
-    made = make(workload, source, faults=faults, properties=properties, model=model)
+    kind = FailingCluster if faults.fail else Cluster
+    made = cluster(workload, source, faults=faults, properties=properties, model=model, kind=kind)
     made.reached = reached
     return made
 

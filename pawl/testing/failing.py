@@ -15,14 +15,9 @@ from types import FrameType
 from typing import Any
 
 from pawl.actors.runtime.actor import Actor
-from pawl.actors.simulation.choice import ChoiceSource
-from pawl.actors.simulation.faults import FaultKind, Faults
-from pawl.testing.cluster import NO_FAULTS, system_of
+from pawl.actors.simulation.faults import FaultKind
 from pawl.testing.injection import INJECTED, OF_REPLICAS, SECRET, InjectedCluster, Tracer
 from pawl.testing.lines import lines_that_raise, watched
-from pawl.testing.models import GHOST, Model
-from pawl.testing.replica import MakeProperties, record_properties
-from pawl.testing.workload import Workload
 
 BEFORE = (4, 16, 64, 256)
 """It fails before so many lines have been gone through. Some handlers have few lines, some hundreds."""
@@ -78,15 +73,3 @@ def _is_watched(actor: type[Actor]) -> bool:
     modules = (sys.modules.get(each.__module__) for each in actor.__mro__)
     files = (getattr(module, "__file__", None) for module in modules)
     return any(watched(file) is not None for file in files if file is not None)
-
-
-def failing_cluster(
-    workload: Workload,
-    source: ChoiceSource,
-    *,
-    faults: Faults = NO_FAULTS,
-    properties: MakeProperties = record_properties,
-    model: Model = GHOST,
-) -> FailingCluster:
-    """An engine that serves `workload` with `model`, one of whose lines may raise where `faults` say so."""
-    return FailingCluster(system_of(workload, source, faults), workload, properties, model)
