@@ -90,10 +90,8 @@ def _transitions() -> Iterator[str]:
     yield from ("", "## Transitions", "")
     header = ("state", "event", "to", "causes", "guard", "reserved", "why")
     yield from table(header, (_row(edge) for edge in TABLE))
-    about = attribute_docstrings(Event)
     yield ""
-    for name, text in about.items():
-        yield f"`{name.lower()}`: {text}"
+    yield from (f"`{name.lower()}`: {text}" for name, text in attribute_docstrings(Event).items())
 
 
 def _row(edge: Edge) -> tuple[str, ...]:

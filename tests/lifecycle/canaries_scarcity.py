@@ -86,6 +86,21 @@ def computed_twice() -> list[Record]:
     return story.records
 
 
+def passed_over(*ended: int) -> list[Record]:
+    """The last of six is admitted. The first is at work, and the second begins as it does: it may wait for that. Nobody
+    need wait for anything after it; those who have `ended` by then are passed over by nobody."""
+    story = Story()
+    story.start()
+    story.records[0] = msgspec.structs.replace(story.records[0], config={"loop": {"cache": "radix", "policy": "fcfs"}})
+    for request in range(1, 7):
+        story.submit(request, request, 6 if request < 3 else 3, 1)
+    for request in ended:
+        story.move(request, request, State.QUEUED, Event.ABORT, State.ABORTED, Cause.CLIENT, num_output=0)
+    story.admit(1, 1)
+    story.admit(6, 6)
+    return story.records
+
+
 SCARCITY_CANARIES: dict[str, Canary] = {
     "the older gives way": Canary("admission_is_monotone", gives_way(1, 3), "request 2, which is younger, stays", 1),
     "gives way without need": Canary(
@@ -99,5 +114,11 @@ SCARCITY_CANARIES: dict[str, Canary] = {
     ),
     "a page that another computes": Canary(
         "admission_order", computed_twice(), "begins with the page at position 0, which request 1 computes", 2
+    ),
+    "behind one that waits for a page of another": Canary(
+        "admission_order", passed_over(), "request 6 is admitted before it", 3
+    ),
+    "behind one that has ended as well": Canary(
+        "admission_order", passed_over(3, 4), "request 6 is admitted before it", 5
     ),
 }
