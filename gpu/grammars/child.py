@@ -1,4 +1,4 @@
-"""The child of `pawl.gpu.grammars.compiling`: compiles the grammars that it is given, for one vocabulary.
+"""The child of `pawl.gpu.grammars.compiling`: tries out the grammars that it is given, for one vocabulary.
 
 It is nicer than the server, and has a bound on its memory. Nobody calls it but its parent.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from pawl.gpu.children import ended_by_parent
 from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.gpu.grammars.base import GrammarRefused, Words
-from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Setup, Told
+from pawl.gpu.grammars.compiling import MEMORY, TOO_LARGE, Setup, Told
 from pawl.gpu.grammars.xgrammar import XLibrary
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.step import Int32s
@@ -43,23 +43,22 @@ def main() -> None:
         # Beyond it the system ends this process.
         used = math.ceil(time.process_time())
         resource.setrlimit(resource.RLIMIT_CPU, (used + setup.seconds, resource.RLIM_INFINITY))
-        told = _compiled(library, words, msgspec.msgpack.decode(message, type=Grammar))
+        told = _tried(library, words, msgspec.msgpack.decode(message, type=Grammar))
         write_frame(target, msgspec.msgpack.encode(told))
 
 
-def _compiled(library: XLibrary, words: Words, grammar: Grammar) -> Told:
+def _tried(library: XLibrary, words: Words, grammar: Grammar) -> Told:
     try:
         compiled = library.compile(grammar)
         mask = np.zeros((1, words.mask_words), np.int32)
         took = min(_seconds_of_a_mask(library, compiled, mask) for _ in range(3))
         if took > MASK_SECONDS:
-            return Told(b"", f"the grammar is too complex: a mask takes {1000 * took:.0f} ms; make it smaller")
-        payload = compiled.serialize_json().encode()
-        return Told(payload) if len(payload) <= MAX_PAYLOAD else Told(b"", TOO_LARGE)
+            return Told(f"the grammar is too complex: a mask takes {1000 * took:.0f} ms; make it smaller")
     except GrammarRefused as error:
-        return Told(b"", str(error))
+        return Told(str(error))
     except MemoryError:
-        return Told(b"", TOO_LARGE)
+        return Told(TOO_LARGE)
+    return Told()
 
 
 def _seconds_of_a_mask(library: XLibrary, compiled: object, mask: Int32s) -> float:

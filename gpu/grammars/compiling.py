@@ -1,6 +1,8 @@
-"""A process of its own for compiling: what takes too long there is killed, and what takes too much memory dies alone.
+"""A process of its own that tries grammars out: what takes too long there is killed, and what takes too much memory
+dies alone. What passed, the parent compiles again: the library's own text of a compiled grammar repeats the whole
+automaton for each of its rules, so that it takes longer to read than to compile at any size, and 64 tools are 190 MB.
 
-    parent ── vocabulary, then grammars, one at a time ──► child ── compiled, or why not ──► parent
+    parent ── vocabulary, then grammars, one at a time ──► child ── why not, or nothing ──► parent
 
 Frames are a length of 4 bytes and msgpack. The child ends when its input does.
 """
@@ -27,22 +29,19 @@ WALL = 8
 """Times as many may pass by the clock, on a machine that is busy."""
 START_SECONDS = 120.0
 """Until the child has its library, on a machine that is busy."""
-MEMORY = 1 << 30
-"""Bytes that the child may have beyond those of its start."""
-MAX_PAYLOAD = 32 << 20
-"""Bytes of a compiled grammar on its way back."""
+MEMORY = 256 << 20
+"""Bytes that the child may have beyond those of its start, and its parent then takes as well."""
 
 TOO_SLOW = "the grammar takes more than {} s to compile; make it smaller"
-TOO_LARGE = "the grammar takes too much memory to compile; make it smaller"
+TOO_LARGE = f"the grammar takes more than {MEMORY >> 20} MiB to compile; make it smaller"
 NO_PROCESS = "the process that compiles grammars does not start"
 
 
 class Told(msgspec.Struct, array_like=True):
     """What the child says about one grammar."""
 
-    compiled: bytes
-    """Empty where it is refused."""
-    reason: str = ""
+    refusal: str = ""
+    """Empty: it compiles."""
 
 
 class Setup(msgspec.Struct, array_like=True):
@@ -69,12 +68,12 @@ class CompileProcess:
         self._ready = False
         self._start()
 
-    def compile(self, grammar: Grammar) -> bytes:
-        """What the library can be given back. Raises GrammarRefused."""
+    def try_out(self, grammar: Grammar) -> None:
+        """Compile it there, and mask one token. Raises GrammarRefused."""
         with self._lock:
             child = self._prepared()
             try:
-                return self._asked(child, grammar)
+                self._ask(child, grammar)
             finally:
                 if child.poll() is not None:
                     # The next one should not wait for the start of its successor.
@@ -108,7 +107,7 @@ class CompileProcess:
             self._ready = True
         return child
 
-    def _asked(self, child: subprocess.Popen[bytes], grammar: Grammar) -> bytes:
+    def _ask(self, child: subprocess.Popen[bytes], grammar: Grammar) -> None:
         answer = self._exchanged(child, msgspec.msgpack.encode(grammar), WALL * self._seconds)
         if answer is None:
             ended_by = -child.wait()
@@ -116,9 +115,8 @@ class CompileProcess:
                 raise NotCompiled(TOO_SLOW.format(self._seconds))
             raise GrammarRefused(TOO_SLOW.format(self._seconds) if ended_by == signal.SIGXCPU else TOO_LARGE)
         told = msgspec.msgpack.decode(answer, type=Told)
-        if not told.compiled:
-            raise GrammarRefused(told.reason)
-        return told.compiled
+        if told.refusal:
+            raise GrammarRefused(told.refusal)
 
     def _exchanged(self, child: subprocess.Popen[bytes], message: bytes, seconds: float) -> bytes | None:
         """The answer; None where the child has ended instead, or was killed because its time was over."""

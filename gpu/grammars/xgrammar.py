@@ -17,8 +17,8 @@ from pawl.lifecycle.step import Int32s
 
 
 class XGrammar:
-    """`GrammarBackend`. It compiles in another process, and follows outputs in this one. Raises ImportError where the
-    library is not installed."""
+    """`GrammarBackend`. What another process could compile, this one compiles too, and follows outputs. Raises
+    ImportError where the library is not installed."""
 
     name = "xgrammar"
 
@@ -32,7 +32,8 @@ class XGrammar:
 
     def compile(self, grammar: Grammar) -> Compiled:
         """See `GrammarBackend.compile`."""
-        return XCompiled(self._library.module, self._library.restored(self._process.compile(grammar)), self._words)
+        self._process.try_out(grammar)
+        return XCompiled(self._library.module, self._library.compile(grammar), self._words)
 
 
 class XLibrary:
@@ -44,10 +45,6 @@ class XLibrary:
             list(words.entries), vocab_size=len(words.entries), stop_token_ids=list(words.end_ids)
         )
         self._compiler = self.module.GrammarCompiler(self._vocabulary, max_threads=1, cache_enabled=False)
-
-    def restored(self, compiled: bytes) -> Any:
-        """What another process has compiled."""
-        return self.module.CompiledGrammar.deserialize_json(compiled.decode(), self._vocabulary)
 
     def compile(self, grammar: Grammar) -> Any:
         """A compiled grammar of the library. Raises GrammarRefused."""

@@ -17,16 +17,17 @@ NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalP
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 VALUES = frozenset({"const", "enum", "default", "examples"})
 """Keywords that hold values, not schemas."""
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+"""Keywords that hold schemas by names, which may be words of schemas themselves."""
+NOTES = frozenset({"title", "description", "$comment"})
+"""Keywords that say nothing about what is an instance: descriptions of 128 tools are longer than a grammar may be."""
 
 
 def forced_calls(tools: Sequence[Tool], most: int) -> Grammar:
     """One call of these tools or several, at the most `most`, in a list and nothing else. Raises InvalidRequest."""
     # Each schema has a place of its own, so that what it refers to is found: its root is not the grammar's.
     places = [f"#/$defs/{index}" for index in range(len(tools))]
-    try:
-        defs = {str(index): _moved(_schema(tool), places[index]) for index, tool in enumerate(tools)}
-    except RecursionError:
-        raise InvalidRequest("the parameters of tools are nested too deeply", param="tools") from None
+    defs = {str(index): _schema(tool, places[index]) for index, tool in enumerate(tools)}
     calls = [_call(tool.function.name, place) for tool, place in zip(tools, places, strict=True)]
     items = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return json_grammar({"type": "array", "minItems": 1, "maxItems": most, "items": items, "$defs": defs}, "tools")
@@ -38,7 +39,10 @@ def strict_calls(tools: Sequence[Tool]) -> Grammar:
         {
             "type": "tag",
             "begin": f'<tool_call>\n{{"name": {json.dumps(tool.function.name)}, "arguments": ',
-            "content": {"type": "json_schema", "json_schema": _schema(tool) if tool.function.strict else ANY_OBJECT},
+            "content": {
+                "type": "json_schema",
+                "json_schema": _schema(tool, "#") if tool.function.strict else ANY_OBJECT,
+            },
             "end": "}\n</tool_call>",
         }
         for tool in tools
@@ -47,8 +51,13 @@ def strict_calls(tools: Sequence[Tool]) -> Grammar:
     return tag_grammar({"type": "structural_tag", "format": form}, "tools")
 
 
-def _schema(tool: Tool) -> dict[str, Any]:
-    return tool.function.parameters or NO_ARGUMENTS
+def _schema(tool: Tool, place: str) -> dict[str, Any]:
+    """Of the arguments, to stand at `place`."""
+    try:
+        schema: dict[str, Any] = _moved(tool.function.parameters or NO_ARGUMENTS, place)
+    except RecursionError:
+        raise InvalidRequest("the parameters of tools are nested too deeply", param="tools") from None
+    return schema
 
 
 def _call(name: str, place: str) -> dict[str, Any]:
@@ -60,16 +69,21 @@ def _call(name: str, place: str) -> dict[str, Any]:
     }
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """`schema` with what it refers to within itself now below `place`."""
+def _moved(schema: Any, place: str, *, names: bool = False) -> Any:
+    """`schema` with what it refers to within itself now below `place`, and without notes. `names`: its keys are names,
+    not keywords."""
     if isinstance(schema, list):
         return [_moved(one, place) for one in schema]
     if not isinstance(schema, dict):
         return schema
     moved: dict[str, Any] = {}
     for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str) and value.startswith("#"):
+        if names:
+            moved[key] = _moved(value, place)
+        elif key == "$ref" and isinstance(value, str) and value.startswith("#"):
             moved[key] = place + value[1:]
-        else:
-            moved[key] = value if key in VALUES else _moved(value, place)
+        elif key in VALUES:
+            moved[key] = value
+        elif key not in NOTES or not isinstance(value, str):
+            moved[key] = _moved(value, place, names=key in NAMED)
     return moved

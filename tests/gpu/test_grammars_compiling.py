@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from pawl.gpu.grammars.cache import AGAIN_S, Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.select import choose_backend
 from pawl.gpu.grammars.xgrammar import XGrammar
+from pawl.http.tool_fields import Tool, ToolFunction
+from pawl.http.tool_grammar import MOST_CALLS, forced_calls
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 from tests.gpu.grammar_tools import accepts, ghost_words
 
@@ -66,6 +69,32 @@ def test_a_grammar_that_others_stumble_over_is_followed(name: str, backend: str)
     compiled = choose_backend(backend)[1](ghost_words()).compile(grammar)
     assert accepts(compiled, ghost_words(), list(text))
     assert not accepts(compiled, ghost_words(), list(text + b"z"))
+
+
+def ordinary_tools(count: int) -> list[Tool]:
+    """With five parameters each."""
+    parameters: dict[str, Any] = {
+        "path": {"type": "string", "description": "Where it lies, as an absolute path"},
+        "limit": {"type": "integer", "minimum": 0, "maximum": 100},
+        "mode": {"enum": ["read", "write"]},
+        "recursive": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    }
+    schema = {"type": "object", "properties": parameters, "required": ["path", "mode"]}
+    return [Tool("function", ToolFunction(f"tool_{number}", parameters=schema)) for number in range(count)]
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+def test_as_many_tools_as_a_call_may_have_make_a_grammar_that_can_be_had(backend: str) -> None:
+    words = ghost_words()
+    grammars = Grammars(backend, choose_backend(backend)[1], words)
+    compiled = grammars.get(forced_calls(ordinary_tools(128), MOST_CALLS))
+    assert compiled.num_bytes < 10 << 20
+    for number in range(128):
+        for mode in ("read", "move"):
+            call = {"name": f"tool_{number}", "arguments": {"path": "/a", "mode": mode}}
+            assert accepts(compiled, words, list(json.dumps([call]).encode())) == (mode == "read")
+    assert not accepts(compiled, words, list(b'[{"name": "tool_128", "arguments": {"path": "/a", "mode": "read"}}]'))
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from pawl.http.schemas import ChatBody
 from pawl.http.tool_fields import Tool, ToolFunction
-from pawl.http.tool_grammar import MOST_CALLS, forced_calls
+from pawl.http.tool_grammar import MOST_CALLS, forced_calls, strict_calls
 from pawl.http.tools import ReasoningMarks, reading_of
 from pawl.lifecycle.grammar import Reasoning
 from pawl.parsers.reasoning import FORMATS
@@ -389,6 +389,32 @@ def test_what_a_schema_refers_to_within_itself_is_found_in_the_grammar() -> None
     assert validator.is_valid([{"name": "g", "arguments": good}])
     for bad in ({"first": {"next": {"v": 2}}}, {"again": {"first": {"v": 2}}}):
         assert not validator.is_valid([{"name": "g", "arguments": bad}])
+
+
+def test_names_of_parameters_may_be_words_of_schemas_and_notes_are_left_out() -> None:
+    words = ("default", "enum", "const", "examples", "title", "description", "$comment", "properties", "$defs")
+    schema = {
+        "type": "object",
+        "description": "d" * 1000,
+        "properties": {name: {"$ref": "#/$defs/title", "title": name} for name in words},
+        "$defs": {"title": {"type": "object", "properties": {"description": {"const": {"title": "t"}}}}},
+        "required": ["title"],
+    }
+    tools = [Tool("function", ToolFunction(name, parameters=schema, strict=True)) for name in ("f", "g")]
+    grammar = json.loads(forced_calls(tools, 2).text)
+    assert grammar["$defs"]["1"] == {
+        "type": "object",
+        "properties": {name: {"$ref": "#/$defs/1/$defs/title"} for name in words},
+        "$defs": schema["$defs"],
+        "required": ["title"],
+    }
+    tag, _ = json.loads(strict_calls(tools).text)["format"]["tags"]
+    assert tag["content"]["json_schema"]["properties"]["default"] == {"$ref": "#/$defs/title"}
+    validator = Draft202012Validator(grammar)
+    for name in words:
+        for title, good in (("t", True), ("u", False)):
+            arguments = {"title": {}} | {name: {"description": {"title": title}}}
+            assert validator.is_valid([{"name": "g", "arguments": arguments}]) == good
 
 
 def test_strict_tools_are_kept_to_their_schemas_where_the_model_chooses(client: httpx.Client, engine: Any) -> None:
