@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TRACE",
         help="a run's folder, one file, a folder of runs, whose newest is read, or one of replicas, all of which are "
         "(default: ~/.cache/pawl/traces); events of another scheduler as lines of JSON. Of several the hand-overs "
-        "between them are compared as well",
+        "between them and the requests that several had are compared as well",
     )
     parser.add_argument(
         "--replay",
@@ -71,15 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
     reports = [_report(path, arguments) for path in traces]
     told: list[dict[str, Any]] = [facts for _, facts, _ in reports]
     statuses = [status for status, _, _ in reports]
-    together = _hand_overs(traces) if len(traces) > 1 else None
-    if together is not None:
-        told.append({"hand_overs": together[0]})
-        statuses.append(1 if together[0]["faults"] else 0)
+    together = _compared(traces) if len(traces) > 1 else {}
+    for name, (facts, _) in together.items():
+        told.append({name: facts})
+        statuses.append(1 if facts["faults"] else 0)
     if arguments.json:
         plain = msgspec.json.encode(told[0] if len(traces) == 1 else told)
         sys.stdout.write(msgspec.json.format(plain.decode(), indent=1) + "\n")
     else:
-        print(printable("\n".join([text for _, _, text in reports] + ([] if together is None else [together[1]]))))
+        texts = [*(text for *_, text in reports), *(text for _, text in together.values())]
+        print(printable("\n".join(texts)))
     return max(statuses, key=GRAVITY.index)
 
 
@@ -94,21 +95,32 @@ def replicas_in(path: Path) -> list[Path]:
     return folders if folders and not (own and own[-1].stat().st_mtime > newest) else [path]
 
 
-def _hand_overs(paths: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
-    """What came of comparing prefill and decode replicas; None where none is there."""
+def _compared(paths: Sequence[Path]) -> dict[str, tuple[dict[str, Any], str]]:
+    """What came of comparing traces of replicas with each other, facts and text: of hand-overs where there are prefill
+    and decode replicas, of requests where several had the same one."""
     from pawl.lifecycle.hand_overs import matched, side_of
+    from pawl.lifecycle.resumed import gone_on, replica_of
     from pawl.lifecycle.trace.reader import TraceReader
 
     traces = [path for path in paths if not _is_json(path)]
+    before = list(_runs_before(traces))
+    compared: dict[str, tuple[dict[str, Any], str]] = {}
     sides = [side for path in traces if (side := side_of(TraceReader(path))) is not None]
-    before = [side for path in _runs_before(traces) if (side := side_of(TraceReader(path))) is not None]
-    sides += [side for side in before if side.role == "prefill"]
-    if len({side.role for side in sides}) < 2:
-        return None
-    found = matched(sides)
-    text = f"hand-overs: {found.hand_overs} between these, of {found.pages} pages"
-    text += "".join(f"\n  violated: {fault}" for fault in found.faults)
-    return found._asdict(), text
+    of_lost = [side for path in before if (side := side_of(TraceReader(path))) is not None]
+    sides += [side for side in of_lost if side.role == "prefill"]
+    if len({side.role for side in sides}) > 1:
+        found = matched(sides)
+        text = f"hand-overs: {found.hand_overs} between these, of {found.pages} pages"
+        compared["hand_overs"] = found._asdict(), _with(found.faults, text)
+    again = gone_on(replica_of(TraceReader(path)) for path in (*before, *traces))
+    if again.requests:
+        text = f"requests that several of these had: {again.requests}"
+        compared["gone_on"] = again._asdict(), _with(again.faults, text)
+    return compared
+
+
+def _with(faults: Iterable[str], text: str) -> str:
+    return text + "".join(f"\n  violated: {fault}" for fault in faults)
 
 
 def _runs_before(paths: Sequence[Path]) -> Iterator[Path]:

@@ -40,6 +40,7 @@ from pawl.build.wiring import (
 from pawl.gpu.parallel.ranks import HostGone
 from pawl.lifecycle.hand_overs import matched, side_of
 from pawl.lifecycle.records import ENCODER
+from pawl.lifecycle.resumed import gone_on, replica_of
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
 from pawl.testing.expectations import PropertyFailed
@@ -247,7 +248,8 @@ class Cluster(Case):
             if not replica.lost:
                 replica.judge_whole()
         sides = [side for replica in self.replicas if (side := side_of(replica.trace.records)) is not None]
-        for fault in matched(sides).faults:
+        again = gone_on(replica_of(replica.trace.records) for replica in self.replicas)
+        for fault in (*matched(sides).faults, *again.faults):
             raise PropertyFailed("observability_conservation", fault)
 
     @property

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pawl.build.replicas import share_of
 from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
 from pawl.engine import Engine, RequestFailed
-from pawl.lifecycle.records import Submitted
+from pawl.lifecycle.records import Submitted, int32s
 from pawl.lifecycle.trace.reader import TraceReader
+from tests.lifecycle.story import write
 
 PROMPTS = [f"stream number {number} goes on" for number in range(6)]
 SAMPLING: dict[str, Any] = {"max_new_tokens": 200, "temperature": 1.0, "ignore_eos": True}
@@ -84,14 +86,26 @@ def test_streams_of_a_lost_replica_are_those_of_an_undisturbed_run(tmp_path: Pat
     assert disturbed.failure is None
 
 
-def test_what_a_lost_replica_had_goes_on_in_others_whose_traces_are_whole(tmp_path: Path) -> None:
+def test_what_a_lost_replica_had_goes_on_in_others_whose_traces_are_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     half_way = threading.Barrier(len(PROMPTS), action=lambda: kill(engine, "worker.1"))
     with Engine(config(tmp_path, dp=2)) as engine:
         streamed(engine, half_way)
     (whole,) = (tmp_path / "replica-0").iterdir()
     assert main(["audit", str(whole)]) == 0
-    resumed = [record for record in TraceReader(whole) if isinstance(record, Submitted) and record.num_retractions]
+    records = list(TraceReader(whole))
+    resumed = [record for record in records if isinstance(record, Submitted) and record.num_retractions]
     assert resumed
+    capsys.readouterr()
+    assert main(["audit", str(tmp_path)]) in (0, 2)  # another one may have been started in its place by then, or not
+    assert f"requests that several of these had: {len(resumed)}\n" in capsys.readouterr().out
+    record, last = resumed[0], int32s(resumed[0].output)[-1:]
+    forged = msgspec.structs.replace(record, output=record.output[:-4] + (last ^ 1).tobytes())
+    write(tmp_path / "forged", [forged if each is record else each for each in records])
+    main(["audit", str(tmp_path / "replica-1" / "run-000001"), str(tmp_path / "forged")])
+    said = f"request {record.request} came to a replica with an output that is not what the one before it had recorded"
+    assert f"violated: {said}" in capsys.readouterr().out
 
 
 @pytest.fixture
