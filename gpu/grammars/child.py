@@ -5,9 +5,11 @@ It is nicer than the server, and has a bound on its memory. Nobody calls it but 
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import resource
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +18,8 @@ import numpy as np
 
 from pawl.gpu.children import ended_by_parent
 from pawl.gpu.frames import read_frame, streams_of_child, write_frame
-from pawl.gpu.grammars.base import GrammarRefused, Words
-from pawl.gpu.grammars.compiling import MEMORY, TOO_LARGE, Setup, Told
-from pawl.gpu.grammars.xgrammar import XLibrary
+from pawl.gpu.grammars.base import Compiled, GrammarRefused, Words
+from pawl.gpu.grammars.compiling import MEMORY, TOO_LARGE, Library, Setup, Told
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.step import Int32s
 
@@ -26,9 +27,20 @@ MASK_SECONDS = 0.02
 """For the first mask: every step of every request would wait for such masks."""
 
 
+STACK = 1 << 20
+"""Bytes, for compiling: threads of the parent, where it is done again, have more."""
+
+
 def main() -> None:
     """Until the input ends."""
     ended_by_parent()
+    threading.stack_size(STACK)
+    thread = threading.Thread(target=_serve)
+    thread.start()
+    thread.join()
+
+
+def _serve() -> None:
     source, target = streams_of_child()
     os.nice(5)
     first = read_frame(source)
@@ -36,7 +48,7 @@ def main() -> None:
         return
     setup = msgspec.msgpack.decode(first, type=Setup)
     words = setup.words
-    library = XLibrary(words)
+    library: Library = importlib.import_module(setup.module).Library(words)
     _bound_memory()
     write_frame(target, b"ready")
     while (message := read_frame(source)) is not None:
@@ -47,11 +59,11 @@ def main() -> None:
         write_frame(target, msgspec.msgpack.encode(told))
 
 
-def _tried(library: XLibrary, words: Words, grammar: Grammar) -> Told:
+def _tried(library: Library, words: Words, grammar: Grammar) -> Told:
     try:
         compiled = library.compile(grammar)
-        mask = np.zeros((1, words.mask_words), np.int32)
-        took = min(_seconds_of_a_mask(library, compiled, mask) for _ in range(3))
+        mask = np.zeros(words.mask_words, np.int32)
+        took = min(_seconds_of_a_mask(compiled, mask) for _ in range(3))
         if took > MASK_SECONDS:
             return Told(f"the grammar is too complex: a mask takes {1000 * took:.0f} ms; make it smaller")
     except GrammarRefused as error:
@@ -61,10 +73,10 @@ def _tried(library: XLibrary, words: Words, grammar: Grammar) -> Told:
     return Told()
 
 
-def _seconds_of_a_mask(library: XLibrary, compiled: object, mask: Int32s) -> float:
-    matcher = library.module.GrammarMatcher(compiled)
+def _seconds_of_a_mask(compiled: Compiled, mask: Int32s) -> float:
+    matcher = compiled.matcher()
     began = time.process_time()
-    matcher.fill_next_token_bitmask(mask)
+    matcher.fill(mask)
     return time.process_time() - began
 
 

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import weakref
 from collections.abc import Sequence
 from threading import Lock, Timer
+from typing import Protocol
 
 import msgspec
 
 from pawl.gpu.children import python, start
 from pawl.gpu.frames import read_frame, write_frame
-from pawl.gpu.grammars.base import GrammarRefused, NotCompiled, Words
+from pawl.gpu.grammars.base import Compiled, GrammarRefused, NotCompiled, Words
 from pawl.lifecycle.grammar import Grammar
 
 SECONDS = 5
@@ -33,7 +35,7 @@ MEMORY = 256 << 20
 """Bytes that the child may have beyond those of its start, and its parent then takes as well."""
 
 TOO_SLOW = "the grammar takes more than {} s to compile; make it smaller"
-TOO_LARGE = f"the grammar takes more than {MEMORY >> 20} MiB to compile; make it smaller"
+TOO_LARGE = f"the grammar takes more than {MEMORY >> 20} MiB to compile, or its library fails at it; make it smaller"
 NO_PROCESS = "the process that compiles grammars does not start"
 
 
@@ -47,6 +49,8 @@ class Told(msgspec.Struct, array_like=True):
 class Setup(msgspec.Struct, array_like=True):
     """What the child must know first."""
 
+    module: str
+    """Whose `Library` it is."""
     entries: Sequence[bytes]
     end_ids: tuple[int, ...]
     seconds: int
@@ -56,11 +60,40 @@ class Setup(msgspec.Struct, array_like=True):
         return Words(self.entries, self.end_ids)
 
 
+class Library(Protocol):
+    """A library with one vocabulary, which a grammar may end with its process."""
+
+    def __init__(self, words: Words) -> None: ...
+
+    def compile(self, grammar: Grammar) -> Compiled:
+        """Raises GrammarRefused."""
+
+
+class TriedOut:
+    """`GrammarBackend` of a module's `Library`: what another process could compile, this one compiles too, and follows
+    outputs."""
+
+    name: str
+
+    def __init__(self, library: type[Library], words: Words, seconds: int) -> None:
+        """`seconds`: what one grammar may take."""
+        self._process = CompileProcess(library.__module__, words, seconds)
+        self._library = library(words)
+        self.close = weakref.finalize(self, self._process.close)
+        """Ends the process; also done when the backend is collected."""
+
+    def compile(self, grammar: Grammar) -> Compiled:
+        """See `GrammarBackend.compile`."""
+        self._process.try_out(grammar)
+        return self._library.compile(grammar)
+
+
 class CompileProcess:
     """The parent's side. It may be called from several threads, which take turns."""
 
-    def __init__(self, words: Words, seconds: int = SECONDS) -> None:
-        """The child starts at once, and loads its library meanwhile."""
+    def __init__(self, module: str, words: Words, seconds: int = SECONDS) -> None:
+        """`module` has the class `Library`. The child starts at once, and loads it meanwhile."""
+        self._module = module
         self._words = words
         self._seconds = seconds
         self._lock = Lock()
@@ -101,7 +134,7 @@ class CompileProcess:
         child = self._child
         assert child is not None
         if not self._ready:
-            setup = Setup(self._words.entries, self._words.end_ids, self._seconds)
+            setup = Setup(self._module, self._words.entries, self._words.end_ids, self._seconds)
             if self._exchanged(child, msgspec.msgpack.encode(setup), START_SECONDS) is None:
                 raise NotCompiled(NO_PROCESS)
             self._ready = True

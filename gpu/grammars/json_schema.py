@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from pawl.gpu.grammars.base import GrammarRefused
+from pawl.gpu.grammars.schema_numbers import reworded_numbers
 from pawl.gpu.grammars.schema_words import misstated
 
 Schema: TypeAlias = "dict[str, Any] | bool"
@@ -113,8 +114,10 @@ class _Preparing:
             if schema is False:
                 return False
             raise GrammarRefused(f"the json_schema is not valid: {where} is no schema")
-        self._check(schema, where)
-        made = dict(schema)
+        if wrong := misstated(schema):
+            raise GrammarRefused(f"the json_schema is not valid: {wrong} (at {where})")
+        made = reworded_numbers(schema, where, merges=self._merges)
+        self._check(made, where)
         self._reword_strings(made)
         self._reword_arrays(made)
         self._reword_objects(made, where, closes=closes)
@@ -127,9 +130,7 @@ class _Preparing:
         return {name: _prepared_inside(name, value, inner) for name, value in made.items()}
 
     def _check(self, schema: Mapping[str, Any], where: str) -> None:
-        """Raises GrammarRefused for what is no schema, and for what cannot be kept."""
-        if wrong := misstated(schema):
-            raise GrammarRefused(f"the json_schema is not valid: {wrong} (at {where})")
+        """Raises GrammarRefused for what cannot be kept."""
         for name in UNSUPPORTED:
             if name in schema and schema[name] is not False:
                 raise _unsupported(name, where)
@@ -222,7 +223,7 @@ class _Preparing:
     def _reword_values(self, made: dict[str, Any], where: str) -> None:
         """Values of other types than the schema's are none of its."""
         kinds = made.get("type")
-        if kinds is None or self._merges:
+        if kinds is None:
             return
         allowed = kinds if isinstance(kinds, list) else [kinds]
         for name in _VALUES:

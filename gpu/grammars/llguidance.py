@@ -1,4 +1,4 @@
-"""The backend `llguidance` (guidance-ai): nothing is computed ahead, and everything it does has limits of its own."""
+"""The backend `llguidance` (guidance-ai): nothing is computed ahead, and almost all it does has limits of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import llguidance
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words, allow
+from pawl.gpu.grammars.compiling import SECONDS, TriedOut
 from pawl.gpu.grammars.json_schema import prepared, prepared_tag
 from pawl.gpu.grammars.lowering import MAX_WHITESPACE, choice_to_lark, ebnf_to_lark, tag_to_lark
 from pawl.lifecycle.grammar import Grammar, GrammarKind
@@ -24,10 +25,17 @@ _NOT_TEXT = b"\xff"
 """No text begins so; the library takes such tokens for special ones."""
 
 
-class LLGuidance:
+class LLGuidance(TriedOut):
     """`GrammarBackend`."""
 
     name = "llguidance"
+
+    def __init__(self, words: Words, seconds: int = SECONDS) -> None:
+        super().__init__(Library, words, seconds)
+
+
+class Library:
+    """The library with one vocabulary."""
 
     def __init__(self, words: Words) -> None:
         self._words = words

@@ -22,9 +22,7 @@ def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(one, kind) for one in value)
 
 
-COUNT = Rule(
-    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "0 or more, and whole"
-)
+COUNT = Rule(lambda value: _is_number(value) and value >= 0 and value == int(value), "0 or more, and whole")
 NUMBER = Rule(_is_number, "a number")
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
 SOME = Rule(lambda value: isinstance(value, list) and bool(value), "a list that is not empty")

@@ -32,5 +32,5 @@ def choose_backend(name: str, *, patient: bool = False) -> tuple[str, Callable[[
 
 def _made(name: str, patient: bool, words: Words) -> GrammarBackend:
     module, kind, _ = BACKENDS[name]
-    more = {"seconds": PATIENT_SECONDS} if patient and name == "xgrammar" else {}
+    more = {"seconds": PATIENT_SECONDS} if patient and name != "plain" else {}
     return cast(GrammarBackend, getattr(importlib.import_module(module), kind)(words, **more))

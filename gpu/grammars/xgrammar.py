@@ -4,50 +4,42 @@ from __future__ import annotations
 
 import json
 import sys
-import weakref
 from types import ModuleType
 from typing import Any, cast
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words
-from pawl.gpu.grammars.compiling import SECONDS, CompileProcess
+from pawl.gpu.grammars.compiling import SECONDS, TriedOut
 from pawl.gpu.grammars.json_schema import prepared, prepared_tag
 from pawl.gpu.grammars.lowering import MAX_WHITESPACE, choice_to_ebnf
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.step import Int32s
 
 
-class XGrammar:
-    """`GrammarBackend`. What another process could compile, this one compiles too, and follows outputs. Raises
-    ImportError where the library is not installed."""
+class XGrammar(TriedOut):
+    """`GrammarBackend`. Raises ImportError where the library is not installed."""
 
     name = "xgrammar"
 
     def __init__(self, words: Words, seconds: int = SECONDS) -> None:
-        """`seconds`: what one grammar may take."""
-        self._words = words
-        self._process = CompileProcess(words, seconds)
-        self._library = XLibrary(words)
-        self.close = weakref.finalize(self, self._process.close)
-        """Ends the process; also done when the backend is collected."""
-
-    def compile(self, grammar: Grammar) -> Compiled:
-        """See `GrammarBackend.compile`."""
-        self._process.try_out(grammar)
-        return XCompiled(self._library.module, self._library.compile(grammar), self._words)
+        super().__init__(Library, words, seconds)
 
 
-class XLibrary:
+class Library:
     """The library with one vocabulary."""
 
     def __init__(self, words: Words) -> None:
-        self.module = _library()
-        self._vocabulary = self.module.TokenizerInfo(
+        self._words = words
+        self._module = _library()
+        self._vocabulary = self._module.TokenizerInfo(
             list(words.entries), vocab_size=len(words.entries), stop_token_ids=list(words.end_ids)
         )
-        self._compiler = self.module.GrammarCompiler(self._vocabulary, max_threads=1, cache_enabled=False)
+        self._compiler = self._module.GrammarCompiler(self._vocabulary, max_threads=1, cache_enabled=False)
 
-    def compile(self, grammar: Grammar) -> Any:
-        """A compiled grammar of the library. Raises GrammarRefused."""
+    def compile(self, grammar: Grammar) -> Compiled:
+        """See `GrammarBackend.compile`."""
+        return XCompiled(self._module, self._compiled(grammar), self._words)
+
+    def _compiled(self, grammar: Grammar) -> Any:
         compiler, text = self._compiler, grammar.text
         try:
             match grammar.kind:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, NotCompiled, Words
 from pawl.gpu.grammars.cache import AGAIN_S, Grammars
+from pawl.gpu.grammars.compiling import TriedOut
+from pawl.gpu.grammars.llguidance import LLGuidance
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.select import choose_backend
 from pawl.gpu.grammars.xgrammar import XGrammar
 from pawl.http.tool_fields import Tool, ToolFunction
 from pawl.http.tool_grammar import MOST_CALLS, forced_calls
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
+from tests.gpu import fragile_library
 from tests.gpu.grammar_tools import accepts, ghost_words
 
 SOUND = Grammar(GrammarKind.REGEX, "ab")
@@ -37,17 +41,21 @@ AWKWARD = {
 }
 
 
-@pytest.fixture(scope="module")
-def impatient() -> Iterator[XGrammar]:
-    backend = XGrammar(ghost_words(), seconds=1)
+@pytest.fixture(scope="module", params=[XGrammar, LLGuidance])
+def impatient(request: pytest.FixtureRequest) -> Iterator[TriedOut]:
+    backend: TriedOut = request.param(ghost_words(), seconds=1)
     yield backend
     backend.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_grammar_is_refused_and_the_next_one_compiles(impatient: XGrammar, name: str) -> None:
-    with pytest.raises(GrammarRefused):
-        impatient.compile(HOSTILE[name])
+def test_a_hostile_grammar_is_refused_and_the_next_one_compiles(impatient: TriedOut, name: str) -> None:
+    if impatient.name == "xgrammar":
+        with pytest.raises(GrammarRefused):
+            impatient.compile(HOSTILE[name])
+    else:
+        with suppress(GrammarRefused):  # there are some that it has no trouble with
+            assert not impatient.compile(HOSTILE[name]).matcher().accept(ord("z"))
     assert accepts(impatient.compile(SOUND), ghost_words(), list(b"ab"))
 
 
@@ -97,14 +105,16 @@ def test_as_many_tools_as_a_call_may_have_make_a_grammar_that_can_be_had(backend
     assert not accepts(compiled, words, list(b'[{"name": "tool_128", "arguments": {"path": "/a", "mode": "read"}}]'))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_llguidance_has_limits_of_its_own(name: str) -> None:
-    compiled: Compiled | None = None
+@pytest.mark.parametrize("how", ["crash", "recurse"])
+def test_a_library_that_crashes_does_so_where_it_is_tried_out(how: str) -> None:
+    backend = TriedOut(fragile_library.Library, ghost_words(), seconds=5)
     try:
-        compiled = choose_backend("llguidance")[1](ghost_words()).compile(HOSTILE[name])
-    except GrammarRefused:
-        return
-    assert not compiled.matcher().accept(ord("z"))
+        for _ in range(2):
+            with pytest.raises(GrammarRefused):
+                backend.compile(Grammar(GrammarKind.REGEX, how))
+            assert accepts(backend.compile(SOUND), ghost_words(), list(b"ab"))
+    finally:
+        backend.close()
 
 
 class Reluctant(Plain):
