@@ -78,13 +78,11 @@ class Admission:
         for row in self._candidates():
             savepoint, builder.trying = builder.transaction.savepoint(), row
             outcome = self._try(builder, row, budget, computing, before)
-            if outcome is None:
+            if not outcome:
                 builder.transaction.rollback(savepoint)
-                break
-            if outcome == 0:
-                builder.transaction.rollback(savepoint)
+                builder.trying = None  # it has no part in what may fail from here on
                 passed_over += 1
-                if passed_over == MAX_PASSED_OVER:
+                if outcome is None or passed_over == MAX_PASSED_OVER:
                     break
                 continue
             budget -= outcome

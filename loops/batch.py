@@ -184,7 +184,7 @@ class BatchBuilder:
         self.oldest_prompt: int | None = None
         """The row whose prompt began first, of those that had begun before this step."""
         self.trying: int | None = None
-        """The waiting row whose admission is being tried, or was tried last."""
+        """The waiting row whose admission is being tried, or that was admitted last and nobody was tried after it."""
         self.retracted: list[GaveWay] = []
         """Who gave way to this step; final, whatever becomes of the step. Each may be among the admitted as well."""
 

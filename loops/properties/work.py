@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from pawl.lifecycle.properties import observability_conservation
+from pawl.lifecycle.states import FINISH_CAUSES
 from pawl.loops.properties.base import StateProperty
 from pawl.memory.violation import MemoryViolation
 
@@ -34,8 +35,9 @@ class WorkConserving(StateProperty):
 
 
 class ObservabilityConservation(observability_conservation.ObservabilityConservation, StateProperty):
-    """received = finished + aborted + live; every total of `Closed` is the sum over the requests; and the changes of
-    the cache, replayed from nothing, give the pages that are counted as cached."""
+    """received = finished + aborted + live, and as many ends are counted by their causes, also in a checkpoint; every
+    total of `Closed` is the sum over the requests; and the changes of the cache, replayed from nothing, give the pages
+    that are counted as cached."""
 
     def check(self, loop: Loop) -> None:
         counters, live = loop.counters, len(loop.table.row_of)
@@ -46,4 +48,24 @@ class ObservabilityConservation(observability_conservation.ObservabilityConserva
                 finished=counters.finished,
                 aborted=counters.aborted,
                 live=live,
+            )
+
+    def check_all(self, loop: Loop) -> None:
+        counters = loop.counters
+        finished = sum(count for cause, count in counters.by_cause.items() if cause in FINISH_CAUSES)
+        aborted = sum(count for cause, count in counters.by_cause.items() if cause not in FINISH_CAUSES)
+        if (finished, aborted) != (counters.finished, counters.aborted):
+            raise MemoryViolation(
+                "ends = ends by cause",
+                finished=counters.finished,
+                aborted=counters.aborted,
+                finished_by_cause=finished,
+                aborted_by_cause=aborted,
+            )
+        if not counters.accepted_tokens <= counters.draft_tokens >= counters.drafts:
+            raise MemoryViolation(
+                "of the tokens that were drafted some were right, one at least was in each draft",
+                right=counters.accepted_tokens,
+                drafted=counters.draft_tokens,
+                drafts=counters.drafts,
             )

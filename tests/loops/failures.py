@@ -262,15 +262,21 @@ class Failed(Exception):
     """Planted."""
 
 
-def functions() -> dict[str, tuple[type, str, int]]:
-    """A sample of those that may fail, and at which call, by name."""
-    found = {}
+def every_function() -> dict[str, tuple[type, str]]:
+    """Those of a loop, of memory and of what is recorded that may fail, by name."""
+    found: dict[str, tuple[type, str]] = {}
     for name in sorted(name for name in sys.modules if name.startswith(AT_WORK)):
         kinds = [
             each for each in vars(sys.modules[name]).values() if isinstance(each, type) and each.__module__ == name
         ]
         for kind in kinds:
             found |= {f"{kind.__name__}.{each}": (kind, each) for each, does in vars(kind).items() if _may_fail(does)}
+    return found
+
+
+def functions() -> dict[str, tuple[type, str, int]]:
+    """A sample of those that may fail, and at which call, by name."""
+    found = every_function()
     sampled = {name: (2,) for name in found if zlib.crc32(name.encode()) % SAMPLE == 0} | OFTEN
     return {f"{name}@{hit}": (*found[name], hit) for name, hits in sorted(sampled.items()) for hit in hits}
 

@@ -131,6 +131,23 @@ def _count_a_request_twice(driver: HasLoop) -> None:
     driver.loop.counters.finished += 1
 
 
+def _end_by_another_cause(driver: HasLoop) -> None:
+    counters = driver.loop.counters
+    counters.by_cause = counters.by_cause | {Cause.LENGTH: counters.by_cause[Cause.LENGTH] - 1, Cause.CLIENT: 1}
+
+
+def _end_by_no_cause(driver: HasLoop) -> None:
+    driver.loop.counters.by_cause = driver.loop.counters.by_cause | {Cause.EOS: 1}
+
+
+def _draft_more_than_was_drafted(driver: HasLoop) -> None:
+    driver.loop.counters.drafts = driver.loop.counters.draft_tokens + 1
+
+
+def _accept_more_than_was_drafted(driver: HasLoop) -> None:
+    driver.loop.counters.accepted_tokens = driver.loop.counters.draft_tokens + 1
+
+
 class WrongBooks(Companion):
     """One whose books do not agree."""
 
@@ -167,6 +184,14 @@ CANARIES: dict[str, Canary] = {
     "more promised than there is": Canary("allocation_is_a_transaction", working, _promise_too_much, True),
     "a digest of something else": Canary("allocation_is_a_transaction", working, _change_the_digest, False),
     "a request that ended twice": Canary("observability_conservation", working, _count_a_request_twice, True),
+    "an end by a cause that is none of a finish": Canary(
+        "observability_conservation", rested, _end_by_another_cause, False
+    ),
+    "an end by a cause, of nobody": Canary("observability_conservation", rested, _end_by_no_cause, False),
+    "drafts without tokens": Canary("observability_conservation", rested, _draft_more_than_was_drafted, False),
+    "more right tokens than were drafted": Canary(
+        "observability_conservation", rested, _accept_more_than_was_drafted, False
+    ),
 }
 
 
