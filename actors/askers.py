@@ -64,7 +64,6 @@ class Askers:
 
     def stopped(self, message: str) -> None:
         """Nobody is answered otherwise any more."""
-        self._untold.clear()
         self._end(set(self._waiting), message)
 
     def _end(self, numbers: Set[int], message: str) -> None:

@@ -117,7 +117,6 @@ class Diverged(Exception):
     def __init__(self, position: int, kind: str, wanted: str, found: Sequence[str]) -> None:
         super().__init__(f"decision {position} ({kind}): {wanted!r} was recorded, but the options are {list(found)}")
         self.position = position
-        self.kind = kind
         self.wanted = wanted
         self.found = tuple(found)
 

@@ -223,16 +223,20 @@ def test_scores_come_to_those_who_asked_with_the_text_of_each_token() -> None:
     bench.open(0, 10, num_rivals=1)
     bench.open(1, 11)
     bench.open(2, 12, num_rivals=0)
+    bench.open(3, 13)
+    bench.open(4, 14, num_rivals=0)
     hello, world = bench.ids("hello world")
     scores = StepLogprobs(
-        np.array([-0.5, math.nan, -0.25], dtype=np.float32),
-        np.array([[world, hello]] * 3, dtype=np.int32),
-        np.array([[-0.125, -0.5]] * 3, dtype=np.float32),
+        np.array([-0.5, math.nan, -0.25, -0.75, math.nan], dtype=np.float32),
+        np.array([[world, hello]] * 5, dtype=np.int32),
+        np.array([[-0.125, -0.5]] * 5, dtype=np.float32),
     )
-    first, second, third = bench.step([(0, hello), (1, hello), (2, world)], logprobs=scores)
+    drawn = [(0, hello), (1, hello), (2, world), (3, hello), (4, hello)]
+    first, second, third, *others = bench.step(drawn, logprobs=scores)
     assert first.logprobs == (TokenLogprob(hello, -0.5, "hello", ((world, -0.125, " world"),)),)
     assert second.logprobs == ()
     assert third.logprobs == (TokenLogprob(world, -0.25, " world"),)
+    assert [other.logprobs for other in others] == [(), ()], "nobody asked, or there is none"
 
 
 def prompt_scores(start: int, values: list[float]) -> PromptLogprobs:

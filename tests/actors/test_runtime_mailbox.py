@@ -73,6 +73,14 @@ def test_a_fenced_message_waits_for_all_before_it_and_overtakes_all_after_it() -
     assert taken == ["before 0", "after 0", "before 1", "after 1", "before 2", "down", "after 2"]
 
 
+def test_a_fenced_message_has_its_number_among_those_of_its_edge() -> None:
+    box, data = mailbox(), edge()
+    for put in (box.put, box.put_fenced, box.put, box.put_fenced):
+        put("text", data)
+    taken = [box.take() for _ in range(4)]
+    assert [entry[2] for entry in taken if entry is not None] == [1, 2, 3, 4]
+
+
 def test_a_fence_in_an_empty_mailbox_is_passed_at_once() -> None:
     box = mailbox()
     assert box.put_fenced("down", edge(Lane.SYSTEM))
@@ -161,6 +169,31 @@ def test_a_nudge_before_parking_is_not_lost() -> None:
     box.nudge()
     assert not box.park()
     assert box.park()
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_reader_that_had_to_wait_with_settling_looks_around_once_when_the_last_hold_ends(parked: bool) -> None:
+    box = mailbox()
+    wakes: list[int] = []
+    box.wake = lambda: wakes.append(1)
+    assert not box.postpone()
+    for again in range(2):
+        box.hold()
+        box.hold()
+        assert box.postpone()
+        if parked:
+            assert box.park()
+        box.release()
+        assert len(wakes) == again * parked
+        box.release()
+        assert len(wakes) == (again + 1) * parked
+        assert box.park() == parked, "it has been woken, or is told now to look around"
+        box.unpark()
+        box.hold()
+        box.release()
+        assert len(wakes) == (again + 1) * parked, "nobody had to wait"
+        assert box.park()
+        box.unpark()
 
 
 def test_data_does_not_wake_a_reader_that_may_not_take_it() -> None:

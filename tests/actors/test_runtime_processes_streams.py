@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import select
 import socket
@@ -188,6 +189,16 @@ def test_where_there_is_no_wire_nothing_is_looked_after() -> None:
     readers.close()
     # A time an hour after the start of the machine is past, and a wait that is over at once keeps a core busy.
     assert readers._tick() == math.inf
+
+
+def test_whoever_wakes_the_threads_never_waits_for_them_however_long_they_are_at_something() -> None:
+    readers = Readers(polling_streams(), time.monotonic)
+    with readers._reading:  # none of them reads what wakes it
+        assert not os.get_blocking(readers._waking)
+        assert not os.get_blocking(readers._pipe)
+        for _ in range(1 << 17):
+            readers.wake()
+    readers.close()
 
 
 def test_a_stream_that_ends_in_the_middle_of_a_large_message_has_ended(

@@ -306,6 +306,31 @@ def test_what_nobody_says_again_comes_once_more_where_something_fails_at_it(mess
     assert bench.context.take("scheduler") == [message]
 
 
+def test_an_abort_that_fails_behind_the_end_of_its_request_is_no_abort_again_but_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, order = Bench(), Abort((1,), Cause.CLIENT)
+    bench.tell(bench.submit(1, [1, 2, 3]), bench.submit(2, [4, 5]))
+    bench.work()
+    loop = bench.scheduler.loop
+    after = type(loop.memory.ledger).after
+
+    def fails(ledger: Any, fence: int, gives_back: Any, *what: Any) -> None:
+        if gives_back == loop.table.free:
+            raise KeyError
+        after(ledger, fence, gives_back, *what)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(loop.memory.ledger), "after", fails)
+        with pytest.raises(KeyError) as raised:
+            bench.scheduler.receive(order)
+    assert 1 not in loop.table.row_of
+    assert bench.scheduler.spares(order, raised.value)
+    assert any(isinstance(sent.message, ResetWorker) for sent in bench.context.sent)
+    assert len(loop.table._free) + len(loop.table.row_of) == len(loop.table.attempt)
+    loop.check_all()
+
+
 def test_a_heartbeat_that_comes_once_more_is_the_only_one() -> None:
     bench = Bench()
     bench.tell(HeartbeatDue(), HeartbeatDue())

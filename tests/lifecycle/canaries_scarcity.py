@@ -101,6 +101,21 @@ def passed_over(*ended: int) -> list[Record]:
     return story.records
 
 
+def computed_twice_behind_a_chunk() -> list[Record]:
+    """The same of a prompt whose first page is computed and shared, while the second one is."""
+    story = Story()
+    story.start()
+    story.records[0] = msgspec.structs.replace(story.records[0], config={"loop": {"cache": "radix"}})
+    story.submit(1, 1, 10, 1)
+    story.admit(1, 1)
+    story.plan(1, Segment(1, 0, 4, samples=False, pages=((0, 0),)))
+    story.commit(1, [Event.CHUNK], 0, PageCounts(NUM_PAGES - 1, 0, 1, 0, 0))
+    story.add(Cached((stored("", None, 0),)))
+    story.submit(2, 2, 10, 1)
+    story.admit(2, 2, num_cached=4)
+    return story.records
+
+
 SCARCITY_CANARIES: dict[str, Canary] = {
     "the older gives way": Canary("admission_is_monotone", gives_way(1, 3), "request 2, which is younger, stays", 1),
     "gives way without need": Canary(
@@ -114,6 +129,9 @@ SCARCITY_CANARIES: dict[str, Canary] = {
     ),
     "a page that another computes": Canary(
         "admission_order", computed_twice(), "begins with the page at position 0, which request 1 computes", 2
+    ),
+    "a page behind those that are shared, that another computes": Canary(
+        "admission_order", computed_twice_behind_a_chunk(), "with the page at position 4, which request 1 computes", 2
     ),
     "behind one that waits for a page of another": Canary(
         "admission_order", passed_over(), "request 6 is admitted before it", 3

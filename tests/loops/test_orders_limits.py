@@ -51,6 +51,17 @@ def test_an_order_that_sets_nothing_changes_nothing_and_says_what_is_in_force() 
     assert told(driver, SetState()).facts["server_args"] == {"max_running": 8, "prefill_chunk": 16, "max_queued": 64}
 
 
+@pytest.mark.parametrize("max_running", range(1, 6))
+def test_of_requests_that_come_together_no_more_are_admitted_than_may_run(max_running: int) -> None:
+    driver = Driver(pacing="lockstep", prefill_chunk=64)
+    told(driver, SetState(max_running=max_running))
+    for prompt in range(5):
+        driver.submit([prompt], COUNT)
+    driver.step()
+    assert driver.loop.queues.num_running == max_running
+    assert driver.loop.memory.slots.free == 8 - max_running
+
+
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
 def test_limits_that_are_lowered_in_the_middle_hold_from_the_next_step_and_change_no_token(
     pacing: str, mixed: bool

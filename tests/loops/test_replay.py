@@ -21,6 +21,7 @@ from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Cached,
+    Closed,
     Flushed,
     Gap,
     Idled,
@@ -158,6 +159,17 @@ def test_another_token_shows_at_the_step_that_ends_with_it() -> None:
 def test_a_trace_that_lacks_something_is_refused(records: Sequence[Record]) -> None:
     with pytest.raises(NotReplayable):
         replay(records)
+
+
+def test_a_run_is_over_at_its_last_record_and_not_before() -> None:
+    first, *rest = record_run(0)
+    run, over = Replay.begin(first), False
+    for record in rest:
+        assert run.closed == over
+        run.feed(record)
+        over |= isinstance(record, Closed)
+    assert run.closed
+    assert over
 
 
 @pytest.mark.parametrize(

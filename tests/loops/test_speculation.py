@@ -151,6 +151,29 @@ def test_a_ghost_that_repeats_itself_needs_fewer_steps_and_says_the_same(pacing:
     assert said[CONFIG][0] < 15 < 40 <= said[None][0]
 
 
+def test_a_step_with_drafts_that_cannot_be_recorded_has_judged_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(speculation=CONFIG, pacing="lockstep")
+    driver.submit([3, 1, 4], 40, logit_bias={65: 100.0})
+    table, journal, loop = driver.loop.table, driver.loop.journal, driver.loop
+    tried = 0
+    while not loop.idle:
+        driver.intake.turn(driver.now)
+        scheduled = driver.launched.popleft()
+        result = driver.ghost.launch(scheduled.batch)
+        columns = table.drafting, table.state, table.num_tokens
+        before = [column.tolist() for column in columns], loop.counters.of_output()
+        with monkeypatch.context() as fails:
+            fails.setattr(journal, "committed", None)
+            with pytest.raises(TypeError):
+                loop.executed(result, driver.now)
+        assert ([column.tolist() for column in columns], loop.counters.of_output()) == before
+        drafted = table.drafting.tolist()
+        driver.output_of[1] = driver.output_of[1][: int(table.num_tokens[0]) - 3]
+        loop.executed(result, driver.now)
+        tried += table.drafting.tolist() != drafted
+    assert tried > 2
+
+
 def test_where_somebody_waits_or_a_prompt_is_under_way_there_are_no_drafts() -> None:
     driver = Driver(speculation=CONFIG, max_running=1)
     driver.submit([3, 1, 4], 12, logit_bias={65: 100.0})

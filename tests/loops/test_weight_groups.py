@@ -70,6 +70,14 @@ def test_who_joins_is_told_when_all_are_there(server: Server) -> None:
     assert server.phase() is GroupPhase.JOINED
 
 
+@pytest.mark.parametrize(("port", "joins"), [(0, False), (1, True), ("65535", True), (65535, True), ("65536", False)])
+def test_a_trainer_is_met_at_a_port_that_there_is(port: int | str, joins: bool, server: Server) -> None:
+    refused = server.join(1, master_port=port)
+    assert (refused is None) == joins
+    if refused is not None:
+        assert refused.message == f"master_port must be from 1 to 65535, not {port}"
+
+
 def test_a_name_is_joined_once_and_a_refusal_leaves_the_first_as_it_was(server: Server) -> None:
     server.join(1)
     assert not server.join(2).ok
