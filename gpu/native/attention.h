@@ -170,8 +170,8 @@ private:
     }
 
     // Values as panels [depth = keys][32 dimensions].
-    void pack_values(const Stored* values, int64_t count, int64_t heads) {
-        for (int64_t k = 0; k < units<Element>(count); ++k) {
+    void pack_values(const Stored* values, int64_t depth, int64_t heads) {
+        for (int64_t k = 0; k < depth; ++k) {
             if (k * Element::kPerUnit % 2 == 0) fetch_share(1, heads);
             const Stored* first = entry(values, k * Element::kPerUnit);
             const Stored* last = entry(values, (k + 1) * Element::kPerUnit - 1);
@@ -185,8 +185,8 @@ private:
     void score(const Unit* queries, int64_t first_row, int64_t rows, int64_t count) {
         const int64_t depth = units<Element>(head_dim_);
         for (int64_t panel = 0; panel * kPanel < count; ++panel)
-            for (int64_t row = 0; row < rows; row += kTileRows)
-                multiply_tile<Element>(int(std::min<int64_t>(kTileRows, rows - row)), queries + row * depth, depth,
+            for (int64_t row = 0; row < rows; row += kTileRows<Element>)
+                multiply_tile<Element>(int(std::min<int64_t>(kTileRows<Element>, rows - row)), queries + row * depth, depth,
                                        key_panels_.as<Unit>() + panel * depth * kPanel, depth,
                                        scores_.as<float>() + (panel * rows_ + first_row + row) * kPanel, nullptr,
                                        Fetch{key_panels_.as<Unit>(), 0});
@@ -228,23 +228,25 @@ private:
 
     void accumulate(const Stored* values, int64_t first_row, int64_t rows, int64_t count, int64_t heads) {
 #if defined(__AVX512BW__)
-        if constexpr (Element::kPerUnit == 2)
-            if (rows <= kTileRows && head_dim_ % kPanel == 0)
+        if constexpr (Element::kPerUnit == 2 && !kInBlocks<Element>)
+            if (rows <= kVectorRows && head_dim_ % kPanel == 0)
                 return accumulate_few(values, first_row, int(rows), count, heads);
 #endif
-        pack_values(values, count, heads);
+        // Beyond the last key both weights and values are zero: blocks of a sum are filled with them.
+        const int64_t depth = kInBlocks<Element> ? rounded_up(units<Element>(count), kBlockUnits) : units<Element>(count);
+        pack_values(values, depth, heads);
         for (int64_t column = 0; column < head_dim_; column += kPanel)
-            for (int64_t row = first_row; row < first_row + rows; row += kTileRows)
-                multiply_tile<Element, true>(int(std::min<int64_t>(kTileRows, first_row + rows - row)),
+            for (int64_t row = first_row; row < first_row + rows; row += kTileRows<Element>)
+                multiply_tile<Element, true>(int(std::min<int64_t>(kTileRows<Element>, first_row + rows - row)),
                                              weights_.as<Unit>() + row * kWeightUnits, kWeightUnits,
-                                             value_panels_.as<Unit>() + column * kWeightUnits, units<Element>(count),
+                                             value_panels_.as<Unit>() + column * kWeightUnits, depth,
                                              totals_.as<float>() + column * rows_ + row * kPanel,
                                              keep_.data() + row, Fetch{});
     }
 
 #if defined(__AVX512BW__)
     // As `accumulate`, of rows that share one tile: values are paired as they are multiplied, without panels of them.
-    template <int kRows = kTileRows>
+    template <int kRows = kVectorRows>
     void accumulate_few(const Stored* values, int64_t first_row, int rows, int64_t count, int64_t heads) {
         if constexpr (kRows > 1) {
             if (rows < kRows) return accumulate_few<kRows - 1>(values, first_row, rows, count, heads);

@@ -7,6 +7,7 @@ by an atomic rename, so that two processes that start together cannot see half o
 from __future__ import annotations
 
 import atexit
+import ctypes
 import hashlib
 import os
 import platform
@@ -34,6 +35,8 @@ FLAGS = (
     "-pthread",
 )
 _COMPILE_TIMEOUT_S = 300
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+"""Linux on x86-64: a system call, and what it is asked for."""
 
 log = structlog.get_logger()
 
@@ -66,11 +69,19 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
+def _tiles_granted() -> bool:
+    """Ask the system for the tile registers (AMX) of this processor, as each process must; whether it grants them."""
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
+
+
 def flags_for(processor: str = "native", machine: str = platform.machine()) -> tuple[str, ...]:
     """For GCC and clang, which know the processor by this name among those of `machine`'s kind."""
     if machine in ("x86_64", "AMD64"):
         # They halve their vectors on some processors unless told.
-        return (*FLAGS, f"-march={processor}", "-mprefer-vector-width=512")
+        tiles = () if _tiles_granted() else ("-DPAWL_NO_TILES",)
+        return (*FLAGS, f"-march={processor}", "-mprefer-vector-width=512", *tiles)
     return (*FLAGS, f"-mcpu={processor}")
 
 

@@ -3,7 +3,7 @@
 //     Bf16     one unit = two bfloat16 that are neighbours along the depth of a product (the earlier one in the low half)
 //     Float32  one unit = one float32
 //
-// Packing, transposing and multiplying move units; only `dot` and the conversions look inside.
+// Packing, transposing and multiplying move units; only `dot`, the tiles and the conversions look inside.
 #pragma once
 
 #include <cmath>
@@ -11,6 +11,18 @@
 #include "simd.h"
 
 namespace pawl {
+
+// AMX's tile registers, where the processor has them and the system lets this process use them (build.py asks).
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && !defined(PAWL_NO_TILES)
+#define PAWL_TILES 1
+#else
+#define PAWL_TILES 0
+#endif
+
+// Whether products of bfloat16 are summed in blocks, as those registers do it (block_tile.h), or one after the other.
+#ifndef PAWL_BLOCK_SUMS
+#define PAWL_BLOCK_SUMS PAWL_TILES
+#endif
 
 typedef uint32_t Unit;
 

@@ -338,7 +338,10 @@ void Decoder<Element>::forward(const Inputs& inputs) {
         met_ = ranks_->met();
         ranks_->say_step(digest_of(inputs, expert_parts_));
     }
-    pool_.run(num_phases(inputs), [&](Walk& walk) { this->walk(walk, inputs); });
+    pool_.run(num_phases(inputs), [&](Walk& walk) {
+        const TileRegisters registers;
+        this->walk(walk, inputs);
+    });
     if (lost()) throw Refused{ranks_->reason()};
 }
 

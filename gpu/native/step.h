@@ -34,7 +34,7 @@ template <int kPanels, class Epilogue>
 void Decoder<Element>::multiply_block(const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
                                       const Matrix<Element>& weights, int64_t begin, int64_t end,
                                       const Beside* beside, Epilogue&& epilogue) {
-    const int64_t most = weights.has_elements() ? kTileRows : kByteRows, tiles = (count + most - 1) / most;
+    const int64_t most = weights.has_elements() ? kTileRows<Element> : kByteRows, tiles = (count + most - 1) / most;
     for (int64_t item = begin; item < end; ++item) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             alignas(64) float out[kPanels][kByteRows * kPanel];
@@ -99,11 +99,12 @@ void Decoder<Element>::shrink(Walk& walk, const ElementRows<Element>& from, cons
 // The second one, added to a tile of the product: `num` rows of one panel. Rows of one adapter share a tile.
 template <class Element>
 void Decoder<Element>::expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const {
-    static constexpr float kOnes[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-    static_assert(kTileRows <= 8);
+    static constexpr float kOnes[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                      1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static_assert(kTileRows<Element> <= int(std::size(kOnes)));
     const auto* of = &beside.rows.of[size_t(row)];
     for (int first = 0, end; first < num; first = end) {
-        for (end = first + 1; end < std::min(num, first + kTileRows) && of[end] == of[first];) ++end;
+        for (end = first + 1; end < std::min(num, first + kTileRows<Element>) && of[end] == of[first];) ++end;
         if (of[first] == nullptr) continue;
         const LowRank<Element>& low = of[first]->at(beside.layer, beside.product);
         if (low.rank == 0) continue;

@@ -4,37 +4,28 @@
 //     panel  [depth][32] units: column c of unit k at panel[k * 32 + c]
 //     c      [rows][32] float32
 //
-// Each output element is one accumulator that takes the depth in order, one unit at a time. How many rows share a tile
-// changes only which registers are used, so a row's result does not depend on its neighbours.
+// Each output element is one accumulator that takes the depth in order, one unit at a time; or, where bfloat16 is summed
+// in blocks, as block_tile.h says. How many rows share a tile changes only which registers are used, so a row's result
+// does not depend on its neighbours.
 #pragma once
 
-#include <algorithm>
-
-#include "element.h"
+#include "block_tile.h"
 
 namespace pawl {
 
-constexpr int kPanelVectors = kPanel / kLanes;
 #if defined(__AVX512F__)
-constexpr int kTileRows = 8;  // 16 accumulators keep two pipes of latency 6 busy; more rows run out of address registers
+constexpr int kVectorRows = 8;  // 16 accumulators keep two pipes of latency 6 busy; more rows run out of address registers
 #elif defined(__AVX__)
-constexpr int kTileRows = 3;
+constexpr int kVectorRows = 3;
 #elif defined(__aarch64__)
-constexpr int kTileRows = 4;
+constexpr int kVectorRows = 4;
 #else
-constexpr int kTileRows = 1;
+constexpr int kVectorRows = 1;
 #endif
 
-// Columns are computed so many vectors at a time: accumulators must not leave the registers.
-constexpr int kTileVectors = std::min(kPanelVectors, 4);
-
-// What to bring close while a tile is computed: two cache lines at `from`, moving on by `step` units with each unit of
-// depth. A panel that serves one tile is read once, so its own next pages are fetched; one that serves many hides the
-// fetching of the next panel, a share in each tile.
-struct Fetch {
-    const Unit* from;
-    int64_t step;
-};
+// Most rows that share a tile.
+template <class Element>
+constexpr int kTileRows = kInBlocks<Element> ? kBlockTileRows : kVectorRows;
 
 // How far ahead of itself a panel is fetched, in units.
 constexpr int64_t kFetchAhead = 64 * kPanel;
@@ -80,14 +71,18 @@ __attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, co
 }
 
 // `rows` (1 .. kTileRows) rows: picks the instance.
-template <class Element, bool kKeep = false, int kRows = kTileRows>
+template <class Element, bool kKeep = false, int kRows = kVectorRows>
 inline void multiply_tile(int rows, const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth, float* c,
                           const float* keep, Fetch fetch) {
-    if constexpr (kRows > 1) {
-        if (rows < kRows)
-            return multiply_tile<Element, kKeep, kRows - 1>(rows, a, a_stride, panel, depth, c, keep, fetch);
+    if constexpr (kInBlocks<Element>) {
+        multiply_block_tile<kKeep>(rows, a, a_stride, panel, depth, c, keep, fetch);
+    } else {
+        if constexpr (kRows > 1) {
+            if (rows < kRows)
+                return multiply_tile<Element, kKeep, kRows - 1>(rows, a, a_stride, panel, depth, c, keep, fetch);
+        }
+        multiply_rows<Element, kRows, kKeep>(a, a_stride, panel, depth, c, keep, fetch);
     }
-    multiply_rows<Element, kRows, kKeep>(a, a_stride, panel, depth, c, keep, fetch);
 }
 
 }  // namespace pawl
