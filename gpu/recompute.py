@@ -28,6 +28,7 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.native.build import sums_of
 from pawl.gpu.pooling import Pooling, pooled
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.sampling.operations import operations_on
@@ -75,9 +76,11 @@ class Recomputer:
         grammars: Grammars | None = None,
         pooling: Pooling | None = None,
         adapters: ReadAdapter = read_adapter,
+        like: str = "",
     ) -> None:
         """Takes `weights` over. `max_context`: tokens of a request at the most; `advance` hears of tokens that are
-        computed; `adapters` reads one. Raises BackendUnavailable where nothing keeps the promise."""
+        computed; `adapters` reads one; `like`: the processor (see `processor_of`) whose order of sums is wanted. Raises
+        BackendUnavailable where nothing keeps the promise."""
         pages_per_slot = -(-max_context // PAGE_SIZE)
         # Where memory is not touched it costs nothing: room for several requests, if they are short.
         self._num_pages = max(pages_per_slot, TOGETHER)
@@ -88,7 +91,8 @@ class Recomputer:
         self._advance = advance
         self.kv = KvStore(config, num_pages=self._num_pages, page_size=PAGE_SIZE, dtype=dtype, device=device)
         threads = threads or available_threads()
-        self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True)
+        sums = sums_of(like) if like else None
+        self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True, sums=sums)
         self._grammars = GrammarRows(grammars, TOGETHER)
         self._rivals = Rivals(TOGETHER)
         self._pooling = pooling

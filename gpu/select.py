@@ -17,6 +17,7 @@ from pawl.gpu.dtypes import BFLOAT16, FLOAT32, name_of
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import torch_decoder
+from pawl.gpu.native.build import Sums, sums_of
 from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.gpu.sampling.sampler import Sampler
 from pawl.gpu.weights.blocks import Weights
@@ -76,10 +77,11 @@ def processor_of(backend: Backend) -> str:
 def same_bits(processor: str, other: str) -> bool:
     """Whether what is computed with one is, to the bit, what is computed with the other; see `processor_of`.
 
-    The compiled kernels have one order of sums wherever sums are fused, and so have numpy's logarithms of float32 on
-    x86 processors that have AVX2 (docs/decisions/0052-kernels-have-one-order-of-sums.md).
+    The compiled kernels have the same sums wherever sums are fused and made in the same order, and so have numpy's
+    logarithms of float32 on x86 processors that have AVX2 (decisions 0052 and 0073).
     """
-    return processor == other or (processor.startswith("avx") and other.startswith("avx"))
+    both = processor.startswith("avx") and other.startswith("avx")
+    return processor == other or (both and sums_of(processor) == sums_of(other))
 
 
 def copies_from(device: Device) -> Copies:
@@ -119,12 +121,14 @@ def select_backend(
     threads: int,
     deterministic: bool = False,
     rank: Rank | None = None,
+    sums: Sums | None = None,
 ) -> Backend:
     """Make the backend for `kv`'s device and dtype. It takes `weights` over. With `rank`, config and weights are those
     of its shard.
 
     auto: the compiled kernels on a CPU where they can be built, Triton's on a CUDA device, plain torch where neither
     can be, or where the model has what they do not know (the reason is logged).
+    sums: of the compiled kernels, where it is not the fastest way here.
     deterministic: only a backend whose rows do not depend on their batch, and none in its place.
     Raises BackendUnavailable when one was asked for and cannot be, or nothing keeps that promise.
     """
@@ -146,7 +150,7 @@ def select_backend(
             _check_triton(kv)
             return triton_backend()(config, weights, kv, threads=threads, deterministic=deterministic)
         _check_native(kv)
-        return native_backend()(config, weights, kv, threads=threads, rank=rank)
+        return native_backend()(config, weights, kv, threads=threads, rank=rank, sums=sums)
     except BackendUnavailable as error:
         if requested != "auto" or deterministic:
             raise

@@ -143,7 +143,11 @@ private:
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t position = task.first + row / group_;
             const int64_t from = std::max(first_visible(position, window) - begin, int64_t(0));
-            weigh(first_row + row, from, std::min(position + 1 - begin, kBlock));
+            const int64_t to = std::min(position + 1 - begin, kBlock);
+            if (from == 0 && to == kBlock)
+                weigh<true>(first_row + row, from, to);
+            else
+                weigh<false>(first_row + row, from, to);
         }
         accumulate(task.values + head * head_dim_, first_row, rows, count, task.heads);
     }
@@ -192,7 +196,8 @@ private:
                                        Fetch{key_panels_.as<Unit>(), 0});
     }
 
-    // Scores of one row -> weights 2 ** (score - running maximum), 0 outside from .. to.
+    // Scores of one row -> weights 2 ** (score - running maximum), 0 outside from .. to. kAll: nothing is outside.
+    template <bool kAll>
     void weigh(int64_t row, int64_t from, int64_t to) {
         auto* weights = reinterpret_cast<Stored*>(weights_.as<Unit>() + row * kWeightUnits);
         State& state = states_[size_t(row)];
@@ -209,14 +214,18 @@ private:
         for (int v = 0; v < kVectors; ++v) {
             const int key = v * kLanes;
             const float* from_panel = scores_.as<float>() + (key / kPanel * rows_ + row) * kPanel + key % kPanel;
-            seen[v] = (lane + key >= int32_t(from)) & (lane + key < int32_t(to));
-            scores[v] = seen[v] ? load<Floats>(from_panel) * score_scale_ : all(kNothingSeen);
+            scores[v] = load<Floats>(from_panel) * score_scale_;
+            if constexpr (!kAll) {
+                seen[v] = (lane + key >= int32_t(from)) & (lane + key < int32_t(to));
+                scores[v] = seen[v] ? scores[v] : all(kNothingSeen);
+            }
             highest = maximum(scores[v], highest);
         }
         const float top = std::max(state.maximum, maximum_of_lanes(highest));
         Floats sums[kParts / kLanes] = {};
         for (int v = 0; v < kVectors; ++v) {
-            const Floats weight = seen[v] ? power_of_two(scores[v] - top) : Floats{};
+            Floats weight = power_of_two(scores[v] - top);
+            if constexpr (!kAll) weight = seen[v] ? weight : Floats{};
             sums[v % (kParts / kLanes)] += weight;
             Element::store_narrow(weights + v * kLanes, weight);
         }
@@ -251,9 +260,6 @@ private:
         if constexpr (kRows > 1) {
             if (rows < kRows) return accumulate_few<kRows - 1>(values, first_row, rows, count, heads);
         }
-        Words places{};
-        for (int i = 0; i < kLanes; ++i) places[i] = uint32_t(i) | uint32_t(i + 32) << 16;
-        const __m512i early = (__m512i)places, late = (__m512i)(places + 0x00100010u);
         const Unit* weights = weights_.as<Unit>() + first_row * kWeightUnits;
         for (int64_t column = 0; column < head_dim_; column += kPanel) {
             float* totals = totals_.as<float>() + column * rows_ + first_row * kPanel;
@@ -264,14 +270,11 @@ private:
                     total[row][v] = load<Floats>(totals + row * kPanel + v * kLanes) * keep_[size_t(first_row + row)];
             for (int64_t k = 0; k < units<Element>(count); ++k) {
                 if (column == 0) fetch_share(1, heads);
-                const __m512i first = _mm512_loadu_si512(entry(values, 2 * k) + column);
-                const __m512i last = _mm512_loadu_si512(entry(values, 2 * k + 1) + column);
-                const Ints pairs[2] = {(Ints)_mm512_permutex2var_epi16(first, early, last),
-                                       (Ints)_mm512_permutex2var_epi16(first, late, last)};
+                const Paired pairs = paired(entry(values, 2 * k) + column, entry(values, 2 * k + 1) + column);
 #pragma GCC unroll 8
                 for (int row = 0; row < kRows; ++row) {
                     const Ints unit = Ints{} + int32_t(weights[row * kWeightUnits + k]);
-                    for (int v = 0; v < 2; ++v) total[row][v] = Element::dot(total[row][v], unit, pairs[v]);
+                    for (int v = 0; v < 2; ++v) total[row][v] = Element::dot(total[row][v], unit, (Ints)pairs.units[v]);
                 }
             }
 #pragma GCC unroll 8

@@ -22,7 +22,7 @@ from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.adapters import NativeAdapter, handles
 from pawl.gpu.native.bindings import Inputs, load_library
-from pawl.gpu.native.build import NativeUnavailable
+from pawl.gpu.native.build import NativeUnavailable, Sums
 from pawl.gpu.native.pointers import int64_pointer, pointer, tokens_pointer
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.native.shape import create, expert_parts_of
@@ -56,15 +56,17 @@ class NativeBackend:
         *,
         threads: int | None = None,
         rank: Rank | None = None,
+        sums: Sums | None = None,
     ) -> None:
         """Takes `weights` over (see `pawl.gpu.backend`); `threads` defaults to the processors there are. With `rank`,
-        config, weights and store are those of its shard, which gathers.
+        config, weights and store are those of its shard, which gathers. `sums` of bfloat16: the fastest here, or as
+        another processor has made them.
 
         Raises BackendUnavailable, with `weights` untouched, when the kernels cannot be had, or do not fit the store,
         the model or the ranks.
         """
         check_switches(self.name, config, self.switches)
-        self._library = library_for(config, kv)
+        self._library = library_for(config, kv, sums)
         self.config = config
         self.kv = kv
         self.threads = threads or available_threads()
@@ -84,7 +86,7 @@ class NativeBackend:
     @property
     def target(self) -> str:
         """What the kernels were compiled for, in words."""
-        return str(self._library.target().decode())
+        return self._library.name
 
     def forward(self, inputs: ForwardInputs) -> Float32s:
         """See `Backend.forward`. Raises RefusedInputs."""

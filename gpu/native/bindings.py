@@ -11,7 +11,7 @@ from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uin
 from functools import cache
 from pathlib import Path
 
-from pawl.gpu.native.build import NativeUnavailable, build
+from pawl.gpu.native.build import NativeUnavailable, Sums, build, flags_for, sums_of
 
 
 class Part(ctypes.Structure):
@@ -119,6 +119,8 @@ class Library:
             raise NativeUnavailable(f"the compiled kernels cannot be loaded: {error}") from error
         self.target = loaded.pawl_native_target
         self.target.argtypes, self.target.restype = (), c_char_p
+        self.name = str(self.target().decode())
+        """What they were compiled for, in words."""
         self.create = loaded.pawl_native_create
         self.create.argtypes, self.create.restype = (POINTER(Shape), POINTER(c_void_p)), c_char_p
         self.load = loaded.pawl_native_load
@@ -159,6 +161,10 @@ class Library:
 
 
 @cache
-def load_library() -> Library:
-    """The kernels for this machine, compiled if need be, loaded once a process. Raises NativeUnavailable."""
-    return Library(build())
+def load_library(sums: Sums | None = None) -> Library:
+    """The kernels for this machine, compiled if need be, loaded once a process; those that sum so, where it is not
+    the fastest way here. Raises NativeUnavailable."""
+    found = Library(build())
+    if sums in (None, sums_of(found.name)):
+        return found
+    return Library(build(flags=flags_for(sums=sums)))

@@ -47,11 +47,14 @@ inline void write_before_tiles(const void* written = nullptr) { asm volatile("" 
 // How a thread's registers are shaped: for so many rows, and so many units of depth. 0 rows: nobody knows.
 struct TileShape {
     int rows, depth;
+    bool serves(int wanted, int units) const {
+        return depth == units && (rows == wanted || (wanted == kTileSide && rows > wanted));
+    }
 };
 inline thread_local TileShape tile_shape{0, 0};
 
 inline void shape_tiles(int rows, int depth) {
-    if (tile_shape.rows == rows && tile_shape.depth == depth) return;
+    if (tile_shape.serves(rows, depth)) return;
     tile_shape = TileShape{rows, depth};
     struct alignas(64) {
         uint8_t palette = 1, start = 0, reserved[14] = {};

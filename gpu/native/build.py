@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -37,6 +38,10 @@ FLAGS = (
 _COMPILE_TIMEOUT_S = 300
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """Linux on x86-64: a system call, and what it is asked for."""
+
+Sums = Literal["pairs", "blocks"]
+"""How products of bfloat16 are summed: one after the other, or in blocks, as AMX does it (`block_tile.h`)."""
+_IN_BLOCKS = ", sums in blocks"
 
 log = structlog.get_logger()
 
@@ -69,20 +74,29 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
+def sums_of(target: str) -> Sums:
+    """Those of kernels that call themselves so (`NativeBackend.target`)."""
+    return "blocks" if target.endswith(_IN_BLOCKS) else "pairs"
+
+
 def _tiles_granted() -> bool:
     """Ask the system for the tile registers (AMX) of this processor, as each process must; whether it grants them."""
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
         return False
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
+    return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
 
 
-def flags_for(processor: str = "native", machine: str = platform.machine()) -> tuple[str, ...]:
-    """For GCC and clang, which know the processor by this name among those of `machine`'s kind."""
+def flags_for(
+    processor: str = "native", machine: str = platform.machine(), sums: Sums | None = None
+) -> tuple[str, ...]:
+    """For GCC and clang, which know the processor by this name among those of `machine`'s kind. `sums`: not as is the
+    fastest there."""
+    chosen = () if sums is None else (f"-DPAWL_BLOCK_SUMS={int(sums == 'blocks')}",)
     if machine in ("x86_64", "AMD64"):
-        # They halve their vectors on some processors unless told.
         tiles = () if _tiles_granted() else ("-DPAWL_NO_TILES",)
-        return (*FLAGS, f"-march={processor}", "-mprefer-vector-width=512", *tiles)
-    return (*FLAGS, f"-mcpu={processor}")
+        # They halve their vectors on some processors unless told.
+        return (*FLAGS, f"-march={processor}", "-mprefer-vector-width=512", *tiles, *chosen)
+    return (*FLAGS, f"-mcpu={processor}", *chosen)
 
 
 def _run(command: Sequence[str]) -> str:
@@ -96,60 +110,61 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def compiled_path(compiler: str, directory: Path | None = None) -> Path:
-    """Where the library that `compiler` makes of the present sources would be."""
+def compiled_path(compiler: str, directory: Path | None = None, flags: Sequence[str] | None = None) -> Path:
+    """Where the library that `compiler` makes of the present sources would be, with `flags` (those of this machine)."""
     digest = hashlib.sha256()
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    digest.update(repr((_run([compiler, "--version"]), flags_for(), _processor())).encode())
+    digest.update(repr((_run([compiler, "--version"]), tuple(flags or flags_for()), _processor())).encode())
     return (directory or cache_folder()) / "native" / f"pawl-{digest.hexdigest()[:24]}.so"
 
 
-def build(directory: Path | None = None) -> Path:
-    """The compiled library, made now if the cache (`directory`, or the user's) has none.
+def build(directory: Path | None = None, flags: Sequence[str] | None = None) -> Path:
+    """The compiled library, made now if the cache (`directory`, or the user's) has none. Without `flags`, with those of
+    this machine.
 
     Where the user's cache cannot be written, the library lies in a temporary folder and is gone with this process.
     Raises NativeUnavailable with the reason when there is no compiler, it fails, or `directory` cannot be written.
     """
     compiler = find_compiler()
-    path = compiled_path(compiler, directory)
+    flags = flags or flags_for()
+    path = compiled_path(compiler, directory, flags)
     try:
-        return path if path.exists() else _made(compiler, path)
+        return path if path.exists() else _made(compiler, path, flags)
     except OSError as error:
         if directory is not None:
             raise NativeUnavailable(f"the cache folder {path.parent} cannot be written: {error}") from error
         advice = "set PAWL_CACHE to a folder that can be written"
         log.warning("kernels are compiled at every start", folder=str(path.parent), error=str(error), advice=advice)
-    return _made_for_now(compiler)
+    return _made_for_now(compiler, flags)
 
 
-def _made_for_now(compiler: str) -> Path:
+def _made_for_now(compiler: str, flags: Sequence[str]) -> Path:
     """The library in a temporary folder, which goes when this process ends. Raises NativeUnavailable."""
     try:
         folder = OwnFolder("kernels")
         atexit.register(folder.close)
-        return _made(compiler, compiled_path(compiler, folder.path))
+        return _made(compiler, compiled_path(compiler, folder.path, flags), flags)
     except OSError as error:
         raise NativeUnavailable(f"no folder can be written (set PAWL_CACHE to one): {error}") from error
 
 
-def _made(compiler: str, path: Path) -> Path:
+def _made(compiler: str, path: Path, flags: Sequence[str]) -> Path:
     """`path`, with the library that `compiler` makes. Raises OSError, or NativeUnavailable when compiling fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         log.info("compiling the CPU kernels (once for each machine)", compiler=compiler, path=str(path))
-        made = _compile(compiler, Path(folder))
+        made = _compile(compiler, Path(folder), flags)
         os.replace(made, path)
     return path
 
 
-def _compile(compiler: str, folder: Path) -> Path:
+def _compile(compiler: str, folder: Path, flags: Sequence[str]) -> Path:
     """Compile every source to an object, side by side, and link them. Raises NativeUnavailable."""
     sources = sorted(SOURCES.glob("*.cpp"))
     objects = [folder / f"{source.stem}.o" for source in sources]
     commands = [
-        [compiler, *flags_for(), "-c", str(source), "-o", str(made)]
-        for source, made in zip(sources, objects, strict=True)
+        [compiler, *flags, "-c", str(source), "-o", str(made)] for source, made in zip(sources, objects, strict=True)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         for _ in executor.map(_run, commands):

@@ -27,26 +27,33 @@ const char* guarded(Work&& work) {
 
 extern "C" {
 
-// What the kernels were compiled for, in words.
-const char* pawl_native_target() {
-#if defined(__AVX512BF16__)
-    return "avx512 with bf16 products";
-#elif defined(__AVX512VNNI__)
-    return "avx512 with byte products";
-#elif defined(__AVX512F__)
-    return "avx512";
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
-    return "avx2 with byte products";
-#elif defined(__AVX__) && defined(__FMA__)
-    return "avx2";
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-    return "neon with bf16 products";
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return "neon with byte products";
-#elif defined(__aarch64__)
-    return "neon";
+// What the kernels were compiled for, in words; a processor that sums as another class does says so (build.py).
+#if PAWL_BLOCK_SUMS
+#define PAWL_SUMS ", sums in blocks"
 #else
-    return "generic";
+#define PAWL_SUMS ""
+#endif
+const char* pawl_native_target() {
+#if PAWL_TILES
+    return "avx512 with tiles" PAWL_SUMS;
+#elif defined(__AVX512BF16__)
+    return "avx512 with bf16 products" PAWL_SUMS;
+#elif defined(__AVX512VNNI__)
+    return "avx512 with byte products" PAWL_SUMS;
+#elif defined(__AVX512F__)
+    return "avx512" PAWL_SUMS;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+    return "avx2 with byte products" PAWL_SUMS;
+#elif defined(__AVX__) && defined(__FMA__)
+    return "avx2" PAWL_SUMS;
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return "neon with bf16 products" PAWL_SUMS;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return "neon with byte products" PAWL_SUMS;
+#elif defined(__aarch64__)
+    return "neon" PAWL_SUMS;
+#else
+    return "generic" PAWL_SUMS;
 #endif
 }
 

@@ -8,29 +8,42 @@ namespace pawl {
 #if defined(__AVX512F__)
 // 16 units from each of 16 rows, to 16 rows of a panel.
 inline void transpose_16(const char* const* rows, int64_t offset, Unit* to) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i] + offset);
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    for (int four = 0; four < 16; four += 4) {
+        // Quarter q of a[j]: units `four` .. `four` + 3 of row 4 q + j.
+        __m512i a[4], b[4];
+        for (int j = 0; j < 4; ++j) {
+            const auto quarter = [&](int q) {
+                return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4 * q + j] + offset + four * 4));
+            };
+            a[j] = _mm512_castsi128_si512(quarter(0));
+            a[j] = _mm512_inserti32x4(a[j], quarter(1), 1);
+            a[j] = _mm512_inserti32x4(a[j], quarter(2), 2);
+            a[j] = _mm512_inserti32x4(a[j], quarter(3), 3);
+        }
+        for (int j = 0; j < 4; j += 2) {
+            b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
+            b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
+        }
+        for (int half = 0; half < 2; ++half) {
+            Unit* row = to + (four + 2 * half) * kPanel;
+            _mm512_storeu_si512(row, _mm512_unpacklo_epi64(b[half], b[half + 2]));
+            _mm512_storeu_si512(row + kPanel, _mm512_unpackhi_epi64(b[half], b[half + 2]));
+        }
     }
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    // Now a[4 j + c] holds, in its 128-bit quarter q, unit 4 q + c of rows 4 j .. 4 j + 3.
-    for (int c = 0; c < 4; ++c) {
-        const __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
-        const __m512i high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
-        const __m512i low2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
-        const __m512i high2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-        _mm512_storeu_si512(to + c * kPanel, _mm512_shuffle_i32x4(low, low2, 0x88));
-        _mm512_storeu_si512(to + (4 + c) * kPanel, _mm512_shuffle_i32x4(high, high2, 0x88));
-        _mm512_storeu_si512(to + (8 + c) * kPanel, _mm512_shuffle_i32x4(low, low2, 0xdd));
-        _mm512_storeu_si512(to + (12 + c) * kPanel, _mm512_shuffle_i32x4(high, high2, 0xdd));
-    }
+}
+#endif
+
+#if defined(__AVX512BW__)
+// 32 elements of two rows, made neighbours: 32 units.
+struct Paired {
+    __m512i units[2];
+};
+inline Paired paired(const void* first, const void* last) {
+    Words places{};
+    for (int i = 0; i < kLanes; ++i) places[i] = uint32_t(i) | uint32_t(i + 32) << 16;
+    const __m512i early = (__m512i)places, late = (__m512i)(places + 0x00100010u);
+    const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(last);
+    return {{_mm512_permutex2var_epi16(a, early, b), _mm512_permutex2var_epi16(a, late, b)}};
 }
 #endif
 
@@ -38,10 +51,19 @@ inline void transpose_16(const char* const* rows, int64_t offset, Unit* to) {
 template <class Element>
 void pair_up(const typename Element::Stored* __restrict first, const typename Element::Stored* __restrict last,
              int64_t count, Unit* __restrict to) {
-    if constexpr (Element::kPerUnit == 1)
+    if constexpr (Element::kPerUnit == 1) {
         std::memcpy(to, first, size_t(count) * 4);
-    else
+    } else {
+#if defined(__AVX512BW__)
+        if (count == kPanel) {
+            const Paired pairs = paired(first, last);
+            _mm512_storeu_si512(to, pairs.units[0]);
+            _mm512_storeu_si512(to + kLanes, pairs.units[1]);
+            return;
+        }
+#endif
         for (int64_t i = 0; i < count; ++i) to[i] = uint32_t(first[i]) | uint32_t(last[i]) << 16;
+    }
 }
 
 }  // namespace pawl

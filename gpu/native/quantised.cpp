@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ggml.h"
+#include "quantised_tiles.h"
 
 namespace pawl {
 
@@ -34,31 +35,6 @@ void to_bytes(const float* values, ByteBlock& to) {
 
 namespace {
 
-// In every lane, to the bit.
-inline Floats spread(float value) { return as_floats(Ints{} + int32_t(bits_of_float(value))); }
-
-// What a block's weights of kLanes outputs are, beside their quants.
-struct BlockScales {
-    Floats scale, second;   // `second`: the least, or the scale of the second half
-};
-
-template <class L>
-BlockScales scales_of(const uint8_t* group, const uint8_t* block, int lane) {
-    BlockScales found{};
-    const uint8_t *scale = block + L::kScale, *second = block + L::kSecond;
-    if constexpr (L::kSuper) {
-        const Floats d = load_halves(group + lane * 2);
-        typedef typename std::conditional<L::kLeast, uint8_t, int8_t>::type Small;
-        found.scale = d * load_small<Small>(scale + lane);
-        found.second = load_small<Small>(second + lane);
-        found.second = L::kLeast ? load_halves(group + kPanel * 2 + lane * 2) * -found.second : d * found.second;
-    } else {
-        found.scale = load_halves(scale + lane * 2);
-        if constexpr (L::kLeast) found.second = load_halves(second + lane * 2);
-    }
-    return found;
-}
-
 // A block's part of one row's kLanes outputs, without the row's scale.
 template <class L>
 Floats block_product(const Bytes* weights, const BlockScales& scales, const ByteBlock& row) {
@@ -74,9 +50,6 @@ Floats block_product(const Bytes* weights, const BlockScales& scales, const Byte
     const Floats product = __builtin_convertvector(sum, Floats) * scales.scale;
     return L::kLeast ? multiply_add(scales.second, spread(row.sum), product) : product;
 }
-
-// How far ahead of itself a panel is fetched, in bytes.
-constexpr int64_t kBytesAhead = 4096;
 
 template <class L>
 void multiply_panel(const Unit* from, int64_t stride, int rows, const uint8_t* group, int64_t groups, float* c) {
@@ -112,7 +85,11 @@ bool computable(Format format, int64_t inputs) {
 void multiply_bytes(const Unit* from, int64_t stride, int rows, const QuantisedPanel& panel, int64_t inputs, float* c) {
     with_layout(panel.format, [&](auto l) {
         typedef decltype(l) L;
-        multiply_panel<L>(from, stride, rows, panel.at, inputs / (L::kBlocks * kBlockInputs), c);
+        const int64_t groups = inputs / (L::kBlocks * kBlockInputs);
+#if PAWL_TILES
+        if (rows >= kLeastTileRows) return multiply_panel_in_tiles<L>(from, stride, rows, panel.at, groups, c);
+#endif
+        multiply_panel<L>(from, stride, rows, panel.at, groups, c);
     });
 }
 

@@ -55,9 +55,9 @@ struct Rows {
 template <class Element>
 class ElementRows : public RowBuffer<Unit> {
 public:
-    // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
+    // Strides are an odd number of cache lines, so that rows of a tile fall into different sets.
     explicit ElementRows(int64_t elements)
-        : RowBuffer<Unit>(units<Element>(padded(elements)) + byte_units(elements) + 32),
+        : RowBuffer<Unit>((rounded_up(units<Element>(padded(elements)) + byte_units(elements) + 16, 16) | 16)),
           bytes_at_(units<Element>(padded(elements)) + 16) {}
 
     void reserve(const Rows& rows) { RowBuffer<Unit>::reserve(rows.count + (rows.blocks - 1) * apart()); }

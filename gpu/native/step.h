@@ -5,11 +5,13 @@
 
 namespace pawl {
 
-// Rows of a product that are taken together, so that they stay in the second cache while panels pass by.
-constexpr int64_t kRowBlock = 192;
+// Rows of a product that are taken together, so that they stay in the second cache while panels pass by. Processors with
+// tile registers have a larger one, and want each panel less often.
+constexpr int64_t kRowBlock = PAWL_TILES ? 384 : 192;
 // Rows of a product from which on a thread has rows of its own, and walks through all columns: what it made of them
-// in the phase before is in its cache, and weights are read by all threads.
-constexpr int64_t kOwnRows = 16;
+// in the phase before is in its cache, and weights are read by all threads. Tile registers are so fast that reading
+// weights is what takes time up to many rows.
+constexpr int64_t kOwnRows = PAWL_TILES ? 128 : 16;
 // Tasks a thread finds in a product of one row block: enough that a slow core leaves its share to the others.
 constexpr int64_t kTasksPerThread = 24;
 
@@ -25,8 +27,12 @@ struct Shares {
     int64_t items, size, count;
 };
 
-// Rows of a block in tiles of nearly equal size: the last one would else be a slow one.
-inline int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return rows * tile / tiles; }
+// Where a tile begins, of `rows` in tiles of at most `most`: tiles of nearly equal size, as the last one would else be a
+// slow one; but whole tile registers, which take as long for fewer rows.
+inline int64_t tile_begin(int64_t rows, int64_t most, int64_t tile) {
+    if (PAWL_TILES && most % kBlockTileRows == 0) return std::min(rows, tile * most);
+    return rows * tile / ((rows + most - 1) / most);
+}
 
 // `count` rows from `first` times columns begin .. end of the matrix, counted in groups of `kPanels` panels.
 template <class Element>
@@ -38,8 +44,8 @@ void Decoder<Element>::multiply_block(const ElementRows<Element>& from, const Ro
     for (int64_t item = begin; item < end; ++item) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
             alignas(64) float out[kPanels][kByteRows * kPanel];
-            const int64_t row = first + tile_begin(count, tiles, tile);
-            const int num = int(first + tile_begin(count, tiles, tile + 1) - row);
+            const int64_t row = first + tile_begin(count, most, tile);
+            const int num = int(first + tile_begin(count, most, tile + 1) - row);
             for (int i = 0; i < kPanels; ++i) {
                 const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
                 if (quantised != nullptr) {

@@ -69,9 +69,9 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         advance=advance,
         pooling=pooling,
         grammars=_grammars(started, folds),
+        like=processor,
     )
-    here = processor_of(recomputer.backend)
-    if not same_bits(here, processor):
+    if not same_bits(here := processor_of(recomputer.backend), processor):
         raise CannotRecompute(f"the run was computed with {processor}, and here is {here}: last bits may differ")
     return recomputer
 

@@ -79,8 +79,8 @@ def test_a_decoder_has_the_bits_of_x86(
     processor: str, model: str, programs: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, dtype, quantised = MODELS[model]
-    calls = Calls(load_library())
-    monkeypatch.setattr(store, "load_library", lambda: calls)
+    calls = Calls(load_library("pairs"))
+    monkeypatch.setattr(store, "load_library", lambda _: calls)
     made = make(config, dtype, threads=2, weights=quantised_weights(config, dtype) if quantised else None)
     logits_in_pieces(made.backend, made.table, TOKENS, seed=1)
     made.backend.forward_greedy(forward_inputs([Piece(3, 0, TOKENS[0][:70])], made.table))

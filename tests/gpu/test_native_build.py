@@ -90,7 +90,7 @@ def test_a_store_without_kernels_is_refused() -> None:
 def test_the_kernels_know_their_target() -> None:
     name, _, more = make(ODD, torch.float32).backend.target.partition(" with ")
     assert name in ("avx512", "avx2", "neon", "generic")
-    assert more in ("", "byte products", "bf16 products")
+    assert more in ("", "byte products", "bf16 products", "tiles, sums in blocks")
 
 
 def test_where_the_cache_cannot_be_written_kernels_are_compiled_for_this_process(

@@ -17,6 +17,9 @@ import pytest
 from pawl.cli import main
 from pawl.config import build_config
 from pawl.engine import Engine
+from pawl.gpu.native import store
+from pawl.gpu.native.bindings import load_library
+from pawl.gpu.native.build import Sums, sums_of
 from pawl.lifecycle.columns import float32s, int32s
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, Started, StepCommitted
@@ -38,9 +41,13 @@ PLENTY = 1 << 30
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder: requests of every kind that share beginnings, in memory for a few of them."""
+    """A run's folder (see `run_into`)."""
+    return run_into(tmp_path_factory.mktemp("traces"))
+
+
+def run_into(folder: Path) -> Path:
+    """The folder, in this one, of a run: requests of every kind that share beginnings, in memory for a few of them."""
     smollm2_source()
-    folder = tmp_path_factory.mktemp("traces")
     source = random.Random(3)
     common = [source.randrange(1000, 40_000) for _ in range(70)]
     prompts = [[*common[: 7 * number], source.randrange(1000, 40_000)] for number in range(10)]
@@ -154,8 +161,11 @@ def test_a_run_that_promised_nothing_is_said_not_to_have_been_computed(
 def test_another_class_of_the_same_bits_is_no_other_processor(
     served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    elsewhere = rewritten(served, tmp_path, lambda records: with_facts(records, processor="avx with something"))
-    assert audited(elsewhere, capsys)[0] == 0
+    first, *_ = TraceReader(served)
+    assert isinstance(first, Started)
+    sums = first.config["processor"].partition(", ")[1:]
+    other = "".join(("avx with something", *sums))
+    assert audited(rewritten(served, tmp_path, lambda records: with_facts(records, processor=other)), capsys)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -187,3 +197,22 @@ def test_what_is_not_the_model_of_the_run_is_refused_in_one_line(
     assert status == 4
     assert len(lines) == 1
     assert words in lines[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_summed_otherwise_is_computed_as_it_was(
+    served: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = TraceReader(served)
+    assert isinstance(first, Started)
+    here = first.config["processor"]
+    other: Sums = "pairs" if sums_of(here) == "blocks" else "blocks"
+    library = load_library(other)
+    monkeypatch.setattr(store, "load_library", lambda sums=None: library if sums is None else load_library(sums))
+    elsewhere = run_into(tmp_path)
+    monkeypatch.undo()
+    status, told = audited(elsewhere, capsys)
+    assert status == 0, told
+    # Told to be of this processor, its words are not those that are computed here.
+    lied = rewritten(elsewhere, tmp_path / "lied", lambda records: with_facts(records, processor=here))
+    assert audited(lied, capsys)[0] == 1
