@@ -131,6 +131,36 @@ def test_a_request_that_has_ended_keeps_what_it_had() -> None:
     assert compared(trace(5, 6, ends=True), trace(1, came_with=[5, 7], retractions=1)).faults
 
 
+def also(number: int, records: Sequence[Record]) -> list[Record]:
+    """The trace of a replica in which the same has become of a second request, in another row."""
+    seconds: list[Record] = []
+    for record in records:
+        if isinstance(record, Submitted | Transition | Answered):
+            fields = {"request": number} if isinstance(record, Answered) else {"request": number, "row": 1}
+            seconds.append(msgspec.structs.replace(record, **fields))
+    return [*records, *seconds]
+
+
+def test_every_request_that_is_open_at_the_end_has_what_it_had_by_then() -> None:
+    both = replica_of(also(8, trace(came_with=[5, 6], retractions=1)))
+    assert both is not None
+    assert [(held.name.number, held.output) for held in both.held] == [
+        (number, np.array([5, 6], np.int32).tobytes()) for number in (7, 8)
+    ]
+
+
+def test_every_request_of_every_engine_is_compared() -> None:
+    wrong = trace(8, came_with=[5, 9], retractions=1)
+    before = [LOST, wrong]
+    after = [
+        [msgspec.structs.replace(first, wall=200.0), *rest] for first, *rest in before if isinstance(first, Started)
+    ]
+    found = compared(*before, *after)
+    assert (found.requests, len(found.faults)) == (2, 2)
+    assert compared(*before, *after[:1]).requests == 1
+    assert compared(*after, *before[:1]).requests == 1
+
+
 def test_only_what_several_replicas_had_is_counted() -> None:
     assert compared(LOST, trace(8, came_with=[5], retractions=1), trace(5, rid="another")).requests == 1
     assert compared(LOST).requests == 0

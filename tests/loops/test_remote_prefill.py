@@ -10,6 +10,7 @@ import pytest
 
 from pawl.lifecycle.records import Transition
 from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.orders.limits import SetState
 from pawl.loops.remote_prefill import RemotePrefill
 from pawl.loops.select import LoopConfig, Role, make_loop
 from pawl.loops.tiers import PageFetch, RemoteConfig, TierConfig
@@ -154,14 +155,18 @@ def test_nobody_waits_for_room_when_no_prefill_replica_is_left() -> None:
 @pytest.mark.parametrize("end", ["received", "overdue"])
 def test_what_has_come_is_fetched_even_by_who_looked_for_it_in_vain_before(end: str) -> None:
     decoder = Decoder(prefillers=0)
-    for first in range(50, 58):  # so that the next one waits
-        decoder.submit([first], 40)
+    decoder.intake.deliver(SetState(max_running=1), decoder.now)
+    decoder.submit([50], 40)  # so that the next one waits
     decoder.turn()
     decoder.remote.tiers.kept([bytes(16)], decoder.now)
     request = decoder.submit(PROMPT)
-    decoder.step()
+    wishes, row = decoder.remote.tiers.fetching._wishes, decoder.loop.table.row_of[request]
+    while row not in wishes:
+        decoder.step()
+    assert wishes[row].settled
     decoder.remote.prefiller_up(0, decoder.now)
-    decoder.turn()
+    while decoder.state(request) == State.QUEUED:
+        decoder.step()
     (order,) = decoder.prefills
     decoder.remote.tiers.kept(order.keys[:2], decoder.now)
     if end == "received":
