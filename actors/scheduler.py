@@ -302,8 +302,8 @@ class Scheduler(Actor):
     # ---- effects of the loop ----
 
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
-        rivals = info.sampling.num_rivals
-        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, rivals, self._names.replica)
+        rivals, scored = info.sampling.num_rivals, info.sampling.prompt_logprobs
+        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, rivals, self._names.replica, scored)
         self._send(self._names.detokenizer, opened)
         if info.sampling.grammar is not None:
             self._send(self._names.grammar, Compile(info.request, info.sampling.grammar))

@@ -219,10 +219,11 @@ class PagePool:
 
     def _give_back(self, pages: Int32s, fence: int) -> None:
         self._age(pages)
-        self.deferred += len(pages)
         waits = DEFERRED * total(self._keys.take(pages)) if fence > self._ledger.resolved else 0
         self._digest.value += waits
+        # Counted last: where this fails half-way the counts do not come to all pages, and planning is not gone on with.
         self._ledger.after(fence, self._undefer, pages, waits)
+        self.deferred += len(pages)
 
     def _undefer(self, pages: Int32s, waited: int) -> None:
         self.deferred -= len(pages)

@@ -53,8 +53,9 @@ class SlotPool:
             raise MemoryViolation("a slot is released once", slot=slot)
         self.in_use[slot] = False
         self._digest.value += (DEFERRED - 1) * self._keys[slot]
-        self.deferred += 1
+        # Counted last, as pages are (page_pool.py).
         self._ledger.after(fence, self._undefer, slot)
+        self.deferred += 1
 
     def _undefer(self, slot: int) -> None:
         self.deferred -= 1

@@ -160,6 +160,8 @@ class Opened(msgspec.Struct, frozen=True, tag=True, eq=False):
     num_rivals: int | None = None
     """Log-probabilities beside each token's own; None: the request asked for none."""
     replica: int = 0
+    scores_prompt: bool = False
+    """Whether the prompt's tokens have log-probabilities, too."""
 
 
 class Admitted(msgspec.Struct, frozen=True):

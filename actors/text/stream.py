@@ -76,11 +76,16 @@ class Stream:
         self._min_tokens = options.min_tokens
         self._matcher = StopMatcher(options.stop, options.include_stop) if options.stop else None
         self._prompt_scores: list[TokenLogprob | None] | None = None
+        if opened.scores_prompt and opened.num_prompt:
+            # The first token has no score, and a prompt may have no other.
+            first = int(opened.prompt[0])
+            unscored = TokenLogprob(first, None, vocabulary.token_text(first))
+            self._prompt_scores = [unscored, *([None] * (opened.num_prompt - 1))]
         self.embedding: NDArray[np.float32] | None = None
         """The vector of a request that wanted one, once it is there."""
         self.decode = self._decoder.push
         """Text that a token completes, without looking for stop strings: all that a plain stream needs."""
-        self.plain = self._matcher is None and opened.num_rivals is None
+        self.plain = self._matcher is None and opened.num_rivals is None and self._prompt_scores is None
         """Neither stop strings nor scores: one call of `decode` a token is all there is to do."""
 
     @property
@@ -131,11 +136,7 @@ class Stream:
     def add_prompt_scores(self, scores: PromptLogprobs) -> None:
         """Scores of one prefill chunk; a chunk computed again after a retraction gives the same positions again."""
         if self._prompt_scores is None:
-            self._prompt_scores = [None] * self._num_prompt
-            if self._num_prompt:
-                first = int(self._prompt[0])
-                self._prompt_scores[0] = TokenLogprob(first, None, self._vocabulary.token_text(first))
-        self.plain = False
+            return
         lists = ScoreLists.of(scores)
         for index in range(min(len(lists.chosen), self._num_prompt - scores.start - 1)):
             position = scores.start + 1 + index

@@ -211,8 +211,12 @@ def text_of(content: Any, where: str) -> str:
 
 def _part_of(part: Any, where: str) -> str:
     """The text of one part: what was said, or the words in which the assistant refused."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    text = part[kind] if kind in TEXT_PARTS and isinstance(part.get(kind), str) else None
+    if not isinstance(part, Mapping):
+        raise InvalidRequest(f"{where} must be an object with type and text", param=where)
+    kind = part.get("type")
+    text = part.get(kind) if kind in TEXT_PARTS else None
+    if kind in TEXT_PARTS and not isinstance(text, str):
+        raise InvalidRequest(f"{where}.{kind} must be a string", param=where)
     if text is None:
         words = f"{where} is of type {quoted(str(kind))}; this model reads parts of type 'text' only"
         raise InvalidRequest(words, param=where)

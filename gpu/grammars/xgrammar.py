@@ -106,7 +106,10 @@ class XMatcher:
 def _reason(error: Exception) -> str:
     """The library's words without where in its source they come from."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text.split(".cc:", 1)[-1].partition(": ")[2][:300] if ".cc:" in text else text[:300]
+    text = text.split(".cc:", 1)[-1].partition(": ")[2] if ".cc:" in text else text
+    # The condition that did not hold is C++, and what follows it are words.
+    check, _, words = text.partition(" is false: ")
+    return (words if check.startswith("Check failed: ") and words else text)[:300]
 
 
 def _library() -> Any:

@@ -50,10 +50,17 @@ class Bench:
         return self.vocabulary.encode(text, add_special=False).tolist()
 
     def open(
-        self, row: int, request: int, prompt: Sequence[int] = (1, 2), num_rivals: int | None = None, **options: Any
+        self,
+        row: int,
+        request: int,
+        prompt: Sequence[int] = (1, 2),
+        num_rivals: int | None = None,
+        scores_prompt: bool = False,
+        **options: Any,
     ) -> None:
         tokens = np.array(prompt, dtype=np.int32)
-        self.actor.receive(Opened(row, request, TextOptions(**options), len(prompt), tokens, num_rivals))
+        asked = Opened(row, request, TextOptions(**options), len(prompt), tokens, num_rivals, 0, scores_prompt)
+        self.actor.receive(asked)
         assert self.context.sent.pop() == Sent("gateway", Accepted(request, len(prompt)), Lane.DATA)
 
     def step(self, tokens: Sequence[tuple[int, int]] = (), ended: Sequence[Ended] = (), **rest: Any) -> list[Output]:
@@ -247,7 +254,7 @@ def prompt_scores(start: int, values: list[float]) -> PromptLogprobs:
 def test_prompt_scores_are_assembled_over_chunks_and_come_once_with_the_first_output() -> None:
     bench = Bench()
     prompt = bench.ids("hello world hello")
-    bench.open(0, 10, prompt=prompt, num_rivals=1)
+    bench.open(0, 10, prompt=prompt, num_rivals=1, scores_prompt=True)
     assert bench.step(prompt_logprobs=((0, prompt_scores(0, [-1.0])),)) == []
     assert bench.step(prompt_logprobs=((0, prompt_scores(0, [-1.0])),)) == []  # computed again after a retraction
     chosen = np.array([-9.0], dtype=np.float32)
@@ -266,12 +273,25 @@ def test_prompt_scores_are_assembled_over_chunks_and_come_once_with_the_first_ou
 def test_prompt_scores_without_any_output_come_with_the_end() -> None:
     bench = Bench()
     prompt = bench.ids("hello world")
-    bench.open(0, 10, prompt=prompt)
+    bench.open(0, 10, prompt=prompt, scores_prompt=True)
     scores = prompt_scores(0, [-1.0])
     [output] = bench.step(ended=[ended(0, 10)], prompt_logprobs=((0, scores),))
     assert [entry.logprob for entry in output.prompt_logprobs] == [None, -1.0]
-    bench.open(0, 11, prompt=[*prompt, *prompt])
+    bench.open(0, 11, prompt=[*prompt, *prompt], scores_prompt=True)
     [output] = bench.step(ended=[ended(0, 11, Cause.CLIENT)], prompt_logprobs=((0, scores),))
+    assert output.prompt_logprobs == ()
+
+
+@pytest.mark.parametrize("first", ["an output", "the end"])
+def test_a_prompt_of_one_token_has_that_token_without_a_score(first: str) -> None:
+    bench = Bench()
+    (hello,) = prompt = bench.ids("hello")[:1]
+    bench.open(0, 10, prompt=prompt, scores_prompt=True)
+    step = {"tokens": [(0, hello)]} if first == "an output" else {"ended": [ended(0, 10)]}
+    [output] = bench.step(**step)  # type: ignore[arg-type]
+    assert output.prompt_logprobs == (TokenLogprob(hello, None, bench.vocabulary.token_text(hello)),)
+    bench.open(1, 11, prompt=prompt)
+    [output] = bench.step([(1, hello)])
     assert output.prompt_logprobs == ()
 
 
@@ -279,7 +299,7 @@ def test_a_step_whose_outputs_could_not_be_sent_at_first_is_told_once_and_whole(
     bench = Bench()
     prompt = bench.ids("hello world hello")
     for row in range(3):
-        bench.open(row, 10 + row, prompt=prompt)
+        bench.open(row, 10 + row, prompt=prompt, scores_prompt=not row)
     vector = np.array([0.5, 1.5], np.float32)
     tokens = np.array([prompt[0]] * 2, np.int32)
     message = StepTokens(

@@ -120,6 +120,22 @@ def test_malformed_messages_are_refused_by_place(messages: list[Any], param: str
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "text"}, "messages[0].content[0].text must be a string"),
+        ({"type": "text", "text": None}, "messages[0].content[0].text must be a string"),
+        ({"type": "refusal", "text": "x"}, "messages[0].content[0].refusal must be a string"),
+        ("x", "messages[0].content[0] must be an object with type and text"),
+        ({"text": "x"}, "messages[0].content[0] is of type 'None'; this model reads parts of type 'text' only"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said(part: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        render("{{ messages }}", [{"role": "assistant", "content": [part]}])
+    assert str(caught.value) == words
+
+
 def test_an_option_that_the_template_does_not_read_changes_nothing() -> None:
     assert render("{{ messages[0].content }}", enable_thinking=False, documents=[]) == "hello"
 

@@ -105,6 +105,12 @@ def test_as_many_tools_as_a_call_may_have_make_a_grammar_that_can_be_had(backend
     assert not accepts(compiled, words, list(b'[{"name": "tool_128", "arguments": {"path": "/a", "mode": "read"}}]'))
 
 
+def test_what_is_wrong_is_told_without_the_condition_that_did_not_hold() -> None:
+    grammar = Grammar(GrammarKind.STRUCTURAL_TAG, '{"type": "structural_tag", "format": {"type": "nosuch"}}')
+    with pytest.raises(GrammarRefused, match=r"^the structural_tag is not valid: Invalid structural tag error: "):
+        choose_backend("xgrammar")[1](ghost_words()).compile(grammar)
+
+
 @pytest.mark.parametrize("how", ["crash", "recurse"])
 def test_a_library_that_crashes_does_so_where_it_is_tried_out(how: str) -> None:
     backend = TriedOut(fragile_library.Library, ghost_words(), seconds=5)

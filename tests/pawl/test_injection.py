@@ -26,6 +26,7 @@ from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
 from pawl.loops.orders.weights import UpdateWeights
 from pawl.loops.recovery import recover
 from pawl.loops.requests import Requests
+from pawl.memory.page_pool import PagePool
 from pawl.testing.injection import INJECTED, Place, inject, places_of
 from pawl.testing.lines import lines_that_raise
 from pawl.testing.shape import Shape
@@ -114,6 +115,15 @@ HALF_DONE = {
         Edit(Requests.gave_way, "self.retracted(", "each.recorded = True; self.retracted("),
         "Requests.retracted",
         1,
+    ),
+    "pages are counted as waiting before anything will free them": (
+        Edit(
+            PagePool._give_back,
+            "self._ledger.after(fence, self._undefer, pages, waits)\n    self.deferred += len(pages)",
+            "self.deferred += len(pages)\n    self._ledger.after(fence, self._undefer, pages, waits)",
+        ),
+        "Ledger.after",
+        4,
     ),
 }
 
