@@ -27,9 +27,9 @@ constexpr Weighting kWeightingOf = L::kLeast                            ? Weight
                                    : L::kScales == Scales::kTwoBytes ? Weighting::kHalves
                                                                      : Weighting::kScale;
 
-// Neighbouring blocks of one panel: what stays in the first cache.
+// Neighbouring blocks of one panel: what stays in the first cache, with the same blocks of 32 rows beside it.
 struct UnpackedBlocks {
-    static constexpr int kMost = 16;
+    static constexpr int kMost = 8;
     alignas(64) Unit quants[kMost][kBlockSteps][kPanel];   // signed bytes, less the offset
     alignas(64) float scales[kMost][2][kPanel];            // scale, and `second` as in BlockScales
 };
