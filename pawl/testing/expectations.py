@@ -129,12 +129,14 @@ def drawn_alone(
     num_output, num_prompt = sampling.max_new_tokens if count is None else count, len(arrival.prompt)
     num_new, vector = num_output - len(tokens), tuple[float, ...]()
     adapter = int(bool(arrival.adapter))
+    if sampling.prompt_logprobs and not prompt_scores:
+        prompt_scores.append((arrival.prompt[0], None, (), None))
     for result in steps_alone(runner, known, sampling, num_new, page_size, num_prompt, adapter):
         tokens += result.tokens.tolist()
         if result.logprobs is not None:
             scores += _scores(tokens[-1:], result.logprobs, arrival)
         for part in result.prompt_logprobs:
-            prompt_scores += [(arrival.prompt[0], None, (), None), *_scores(arrival.prompt[1:], part, arrival)]
+            prompt_scores += _scores(arrival.prompt[1:], part, arrival)
         for embedding in result.embeddings:
             vector = tuple(embedding.vector.tolist())
     return Said(tuple(tokens), tuple(scores), tuple(prompt_scores), vector)

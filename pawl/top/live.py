@@ -26,7 +26,9 @@ ESCAPE_WAIT_S = 0.05
 """How long the rest of a key may take, behind the `escape` that it begins with."""
 AS_A_SHELL_COUNTS = 128
 """Added to the signal that ended a command."""
-SIGNALS = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The first of them also where a shell that has no jobs had it ignored: its key is one of the view's."""
+SIGNALS = (signal.SIGWINCH, signal.SIGTSTP, *ENDING)
 
 Heard: TypeAlias = Reading | Lost | str
 """What the other threads tell: a look, or what came of a command."""
@@ -113,7 +115,7 @@ class Live:
 
 
 def run(source: Source, url: str, terminal: Terminal, interval_s: float) -> int:
-    """Show the server until somebody quits; the exit status. Raises KeyboardInterrupt for ctrl-c."""
+    """Show the server until somebody quits, or a signal says so; the exit status."""
     with _waking() as (woken, wake, signals), terminal, selectors.DefaultSelector() as selector:
         helpers = Helpers(source, interval_s, wake)
         live = Live(url, terminal, helpers.do)
@@ -132,7 +134,7 @@ def run(source: Source, url: str, terminal: Terminal, interval_s: float) -> int:
                 live.hear(helpers.heard.get())
             while signals:
                 number = signals.pop()
-                if number in (signal.SIGTERM, signal.SIGHUP):
+                if number in ENDING:
                     return AS_A_SHELL_COUNTS + number
                 terminal.forget()
                 if number == signal.SIGTSTP:

@@ -13,6 +13,7 @@ from pawl.gpu import select
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.native.build import Sums
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.tiny import save_tiny
@@ -26,7 +27,7 @@ class Unbuildable:
 class Native:
     name = "native"
 
-    def __init__(self, *_: Any, threads: int, rank: Rank | None) -> None:
+    def __init__(self, *_: Any, threads: int, rank: Rank | None, sums: Sums | None) -> None:
         self.threads = threads
 
 

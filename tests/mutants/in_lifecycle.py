@@ -171,6 +171,6 @@ LIFECYCLE = (
         "work_conserving",
         "",
         "Behind a request that waits for a prefix which another one computes nobody is admitted, though there is room.",
-        Edit(Admission.admit, "if passed_over == MAX_PASSED_OVER:", "if passed_over:"),
+        Edit(Admission.admit, "passed_over == MAX_PASSED_OVER:", "passed_over:"),
     ),
 )

@@ -101,8 +101,8 @@ MEMORY = (
         "A request that turns out not to fit keeps the slot and the holds that it has taken so far.",
         Edit(
             Admission.admit,
-            "if outcome is None:\n            builder.transaction.rollback(savepoint)",
-            "if outcome is None:",
+            "if not outcome:\n            builder.transaction.rollback(savepoint)",
+            "if not outcome:",
         ),
     ),
     _mutant(

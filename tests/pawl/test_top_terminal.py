@@ -15,7 +15,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,18 @@ def test_the_terminal_is_as_it_was_after_a_key_that_ends_it(ghost: httpx.Client,
         assert top.screen.modes == {"1049", "25", "7"}
         top.type(keys)
         assert top.ended() == status
+
+
+def test_its_key_ends_it_where_the_signal_was_ignored_at_the_start(ghost: httpx.Client) -> None:
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in what `make test &` of a script starts
+    try:
+        top = Watching(*url_of(ghost))
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    with closing(top):
+        top.until_shown("ready")
+        top.type("\x03")
+        assert top.ended() == EXIT_INTERRUPTED
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
