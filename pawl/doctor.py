@@ -24,7 +24,8 @@ from pawl import DISTRIBUTION
 from pawl.config import ServerConfig, default_trace_dir
 from pawl.gpu.folders import cache_folder
 
-CPU_FEATURES = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "asimd", "asimddp", "i8mm", "bf16")
+X86_FEATURES = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+CPU_FEATURES = (*X86_FEATURES, "asimd", "asimddp", "i8mm", "bf16")
 """What makes a difference to the kernels, on x86 and ARM."""
 GIB = 1 << 30
 LOW_MEMORY = 2 * GIB
