@@ -74,6 +74,39 @@ def token(row: int, start: int, pages: tuple[tuple[int, int], ...] = ()) -> Segm
     return Segment(row, start, 1, chained=True, pages=pages)
 
 
+def started(role: str, *, time: float = 0.0, wall: float = 0.0, **config: object) -> Started:
+    """A small replica of this role begins its trace."""
+    told: dict[str, object] = {"loop": {"role": role}} | config
+    return Started(
+        version="t", model="m", config=told, num_pages=8, page_size=4, num_slots=2, seed=0, time=time, wall=wall
+    )
+
+
+def submitted(
+    request: int,
+    rid: str,
+    tokens: Sequence[int],
+    output: Sequence[int] = (),
+    *,
+    time: float = 0.0,
+    num_retractions: int = 0,
+) -> Submitted:
+    """A request that asks for nothing special comes to row 0, with what has come out of it elsewhere."""
+    return Submitted(
+        request=request,
+        row=0,
+        rid=rid,
+        tokens=np.array(tokens, np.int32),
+        sampling=SamplingParameters(),
+        priority=0,
+        namespace="",
+        deadline=None,
+        time=time,
+        output=np.array(output, np.int32),
+        num_retractions=num_retractions,
+    )
+
+
 def planned(step: int, time: float, *segments: Segment) -> StepPlanned:
     """The record of a step with these segments; the slot of row n is n."""
     columns = np.array([s[:3] for s in segments], np.int32).reshape(-1, 3).T.copy()

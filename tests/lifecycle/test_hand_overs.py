@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import msgspec
 import numpy as np
 import pytest
@@ -16,42 +13,17 @@ from pawl.lifecycle.records import (
     Gap,
     PageCounts,
     Record,
-    Started,
     StepCommitted,
     Submitted,
     TierTold,
     Transition,
 )
-from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
-from tests.lifecycle.story import Segment, planned
+from tests.lifecycle.story import Segment, planned, started, submitted
 
 PROMPT = list(range(10))
-PAGE_SIZE = 4
 ZERO = dict.fromkeys(("received", "finished", "aborted", "live", "prompt_tokens", "output_tokens", "retractions"), 0)
 CLOSED = Closed("stopped", Counts(**ZERO))
-
-
-def started(role: str) -> Started:
-    config: dict[str, Any] = {"loop": {"role": role}}
-    return Started(
-        version="t", model="m", config=config, num_pages=8, page_size=PAGE_SIZE, num_slots=2, seed=0, time=0.0, wall=0.0
-    )
-
-
-def submitted(request: int, rid: str, tokens: list[int], output: Sequence[int] = ()) -> Submitted:
-    return Submitted(
-        request=request,
-        row=0,
-        rid=rid,
-        tokens=np.array(tokens, np.int32),
-        sampling=SamplingParameters(),
-        priority=0,
-        namespace="",
-        deadline=None,
-        time=0.0,
-        output=np.array(output, np.int32),
-    )
 
 
 def received(request: int) -> Transition:

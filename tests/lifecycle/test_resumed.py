@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,19 +19,15 @@ from pawl.lifecycle.records import (
     Submitted,
     Transition,
 )
-from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.resumed import GoneOn, Held, Name, Replica, gone_on, replica_of
 from pawl.lifecycle.states import Cause, Event, State
-from tests.lifecycle.story import Segment, planned
+from tests.lifecycle.story import Segment, planned, started, submitted
 
 PROMPT = [1, 2, 3]
 
 
-def started(replica: int = 0, wall: float = 100.0, role: str = "unified", **more: Any) -> Started:
-    config: dict[str, Any] = {"loop": {"role": role}, "replica": replica} | more
-    return Started(
-        version="t", model="m", config=config, num_pages=8, page_size=4, num_slots=2, seed=0, time=50.0, wall=wall
-    )
+def begun(replica: int = 0, wall: float = 100.0, role: str = "unified") -> Started:
+    return started(role, time=50.0, wall=wall, replica=replica)
 
 
 def trace(
@@ -46,20 +41,8 @@ def trace(
     began: float = 100.0,
 ) -> list[Record]:
     """A replica takes request 7 and draws these tokens of it, one a second."""
-    arrival = Submitted(
-        request=7,
-        row=0,
-        rid=rid,
-        tokens=np.array(prompt, np.int32),
-        sampling=SamplingParameters(),
-        priority=0,
-        namespace="",
-        deadline=None,
-        time=50.0,
-        output=np.array(came_with, np.int32),
-        num_retractions=retractions,
-    )
-    records: list[Record] = [started(wall=began), arrival]
+    arrival = submitted(7, rid, prompt, came_with, time=50.0, num_retractions=retractions)
+    records: list[Record] = [begun(wall=began), arrival]
     records.append(Transition(7, 0, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, 0, 50.0))
     records.append(Transition(7, 0, State.QUEUED, Event.ADMIT, State.PREFILLING, Cause.NONE, 0, 50.0, 0))
     known = len(prompt) + len(came_with)
@@ -170,7 +153,7 @@ def test_only_what_several_replicas_had_is_counted() -> None:
 def test_replicas_that_were_never_there_together_are_of_two_engines() -> None:
     before, after = trace(5, answered=True), trace(6, answered=True, began=200.0)
     assert compared(before, after) == GoneOn(0, ())
-    beside = [started(2, 90.0), Transition(9, 1, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, 0, 160.0)]
+    beside = [begun(2, 90.0), Transition(9, 1, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, 0, 160.0)]
     assert compared(before, beside, after).requests == 1, "a third was there with both"
     assert compared(after, before, beside).requests == 1
     assert compared(before, after, [*beside[:1]]).requests == 0
@@ -181,10 +164,10 @@ def test_a_replica_is_there_from_its_start_to_its_last_record() -> None:
     name = Name(7, "client", np.array(PROMPT, np.int32).tobytes())
     held = Held(name, b"", 0, np.array([5, 6], np.int32).tobytes(), True)
     assert found == Replica(100.0, 111.0, [held])
-    assert replica_of([started()]) == Replica(100.0, 100.0, [])
+    assert replica_of([begun()]) == Replica(100.0, 100.0, [])
 
 
-@pytest.mark.parametrize("first", [started(role="prefill"), msgspec.structs.replace(started(), config={"loop": {}})])
+@pytest.mark.parametrize("first", [begun(role="prefill"), msgspec.structs.replace(begun(), config={"loop": {}})])
 def test_who_answers_nobody_and_who_is_alone_has_no_request_of_another(first: Started) -> None:
     assert replica_of([first, *LOST[1:]]) is None
     assert replica_of([]) is None
@@ -192,7 +175,7 @@ def test_who_answers_nobody_and_who_is_alone_has_no_request_of_another(first: St
 
 
 def test_a_trace_without_its_beginning_is_compared_from_its_checkpoint_on() -> None:
-    found = replica_of([Checkpoint(started(), None, "what a policy keeps", 50.0), *LOST[1:]])
+    found = replica_of([Checkpoint(begun(), None, "what a policy keeps", 50.0), *LOST[1:]])
     assert found is not None
     assert (found.began, found.ended) == (100.0, 103.0)
 
