@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pawl.actors.control import row_of
 from pawl.lifecycle.machines.serving import Serving
-from pawl.loops.recovery import FAILED_ORDER
 from pawl.testing.expectations import PropertyFailed
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ Facts = Iterator[tuple[str, str, object]]
 """(property that it is a matter of, what it is, its value)"""
 
 WEIGHTS = "weight_epochs"
+NEW_WEIGHTS = frozenset({"update-weights", "put-weights", "receive-weights"})
+"""Control messages that bring some."""
 
 
-def check_agreement(run: Cluster, *, refused: bool = False) -> None:
-    """Of an engine at rest; `refused`: a replica may have refused weights that others have taken. Raises
-    PropertyFailed."""
-    there = _taking_part(run)
-    if not there or any(FAILED_ORDER in answer.message for answers in run.desk.answers for answer in answers):
-        return  # who has failed at an order differs from the others, as its sender is told
+def check_agreement(run: Cluster) -> None:
+    """Of an engine at rest. Raises PropertyFailed."""
+    there, refused = _taking_part(run), weights_refused(run)
+    if not there:
+        return
     first, *others = [*there, *_prefilling(run)]
     for other in others:
         for (name, what, here), (_, _, elsewhere) in zip(_lasting(first), _lasting(other), strict=True):
@@ -35,6 +36,14 @@ def check_agreement(run: Cluster, *, refused: bool = False) -> None:
     for name, what, believed, true in _believed(run, there):
         if believed not in true:
             raise PropertyFailed(name, f"{what} is {[*true]}, and the gateway believes {believed}")
+
+
+def weights_refused(run: Cluster) -> bool:
+    """Whether a replica has refused new weights, which others may have taken: then they serve different ones."""
+    given = zip(run.workload.controls, run.desk.answers, strict=True)
+    return any(
+        row_of(control.body).name in NEW_WEIGHTS and not answer.ok for control, answers in given for answer in answers
+    )
 
 
 def _taking_part(run: Cluster) -> list[SimulatedReplica]:

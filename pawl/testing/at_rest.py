@@ -27,7 +27,7 @@ from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.memory.violation import MemoryViolation
-from pawl.testing.agreement import check_agreement
+from pawl.testing.agreement import check_agreement, weights_refused
 from pawl.testing.asked import check_aborts, check_accepted, check_asked, check_times, ended_with_its_text
 from pawl.testing.books import needless_timers, open_books
 from pawl.testing.clients import GONE, LEFT, Client
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
 
-NEW_WEIGHTS = frozenset({"update-weights", "put-weights", "receive-weights"})
-"""Control messages that bring some."""
 WHILE_STOPPING = (Parted, DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, Stalled, *get_args(ToLinker))
 """While all stop two replicas may find each other, or part, and a step may be slow: those who are told may be gone."""
 
@@ -67,7 +65,7 @@ class EndChecks:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
         if run.crashed:
             return
-        check_agreement(run, refused=self._weights_refused)
+        self.check_agreement()
         gone = {name for replica in run.replicas if replica.lost or replica.left for name in replica.names.own}
         actors = {name: actor for name, actor in run.actors.items() if name not in gone}
         for left in (*open_books(actors), *needless_timers(run.system), *unlinked(run)):
@@ -75,6 +73,10 @@ class EndChecks:
         for replica in run.replicas:
             if not replica.lost:
                 self._check_replica(replica)
+
+    def check_agreement(self) -> None:
+        """What lasts is the same everywhere."""
+        check_agreement(self.run)
 
     def _check_replica(self, replica: SimulatedReplica) -> None:
         """Nothing is left in it."""
@@ -128,7 +130,7 @@ class EndChecks:
         if not self.run.crashed:
             self.check_counted()
         others = any(OTHER_WEIGHTS in reason for reason in self.run.desk.replicas.not_replaced)
-        if others and not (self._weights_refused and self._weights_differ):
+        if others and not (weights_refused(self.run) and self._weights_differ):
             raise PropertyFailed("weight_epochs", "a replica that was started again did not get the weights that serve")
         if self.run.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
@@ -138,16 +140,6 @@ class EndChecks:
     def check_counted(self) -> None:
         """What is counted is what has happened."""
         check_counted(self.run)
-
-    @property
-    def _weights_refused(self) -> bool:
-        """Whether a replica has refused new weights, which others may have taken: then they serve different ones."""
-        given = zip(self.run.workload.controls, self.run.desk.answers, strict=True)
-        return any(
-            row_of(control.body).name in NEW_WEIGHTS and not answer.ok
-            for control, answers in given
-            for answer in answers
-        )
 
     @property
     def _weights_differ(self) -> bool:

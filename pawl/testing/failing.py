@@ -16,8 +16,9 @@ from typing import Any
 
 from pawl.actors.runtime.actor import Actor
 from pawl.actors.simulation.faults import FaultKind
-from pawl.testing.injection import INJECTED, OF_REPLICAS, SECRET, InjectedCluster, Tracer
+from pawl.testing.injection import INJECTED, SECRET, InjectedCluster
 from pawl.testing.lines import lines_that_raise, watched
+from pawl.testing.tracer import OF_REPLICAS, Tracer
 
 BEFORE = (4, 16, 64, 256)
 """It fails before so many lines have been gone through. Some handlers have few lines, some hundreds."""

@@ -11,23 +11,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from contextlib import AbstractContextManager
-from functools import _lru_cache_wrapper
 from types import CodeType, FrameType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from pawl.actors.control.requests import AbortRequests
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
-from pawl.actors.messages.links import FromLinker, LinkAgain
 from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import Parted, ReplicaFailed, ReplicaUp
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.open_requests import HTTP_INTERNAL
-from pawl.actors.runtime.actor import Down
 from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.receiver import Phase
-from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import FaultKind, Faults
 from pawl.actors.simulation.quiet import silence
@@ -40,21 +34,15 @@ from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer, Undo
 from pawl.testing.cluster import NO_FAULTS, Cluster, system_of
 from pawl.testing.expectations import PropertyFailed
-from pawl.testing.lines import lines_that_raise, tracing, watched
+from pawl.testing.lines import lines_that_raise, watched
 from pawl.testing.models import GHOST
 from pawl.testing.named import may_end
 from pawl.testing.replica import raise_first, record_properties
-from pawl.testing.routing import WatchedRouter
+from pawl.testing.tracer import Tracer
 from pawl.testing.workload import Arrival, Workload
 
-HANDLERS = (SimulatedCell._handle, SimulatedCell._settle)
-"""What happens outside of these is set up, torn down or checked."""
-OF_REPLICAS = (ReplicaUp, ReplicaFailed, Parted, Down, LinkAgain, *get_args(FromLinker))
-"""Replicas that come and go do so for nobody's request: what fails there is a failure of the engine."""
 MISSED = "does not know"
 """So ends what is told of replicas that differ: one that has failed at an order, as its sender is told, does."""
-ASIDE = (Cluster.start_replica, WatchedRouter.settled)
-"""What happens inside of these does not belong to whoever has it done."""
 
 
 class InjectedValue(ValueError):
@@ -91,46 +79,6 @@ class Place(NamedTuple):
         return f"{self.file}:{self.line} {self.function}"
 
 
-class Tracer:
-    """Calls `at_line` for each line of a watched function that `wants` it, while an actor handles something."""
-
-    def __init__(self, wants: Callable[[CodeType], bool], at_line: Callable[[FrameType], None]) -> None:
-        self._wants = wants
-        self._at_line = at_line
-        self._gates = {handler.__code__: 1 for handler in HANDLERS} | {aside.__code__: -1 for aside in ASIDE}
-        self._depth = 0
-
-    def on(self) -> AbstractContextManager[None]:
-        """Within this context, in this thread."""
-        return tracing(self._called)
-
-    def within(self) -> AbstractContextManager[None]:
-        """The same, in a handler that has begun."""
-        self._depth = 1
-        return self.on()
-
-    def _called(self, frame: FrameType, event: str, _: Any) -> Any:
-        code = frame.f_code
-        if code not in self._gates and isinstance(frame.f_globals.get(code.co_name), _lru_cache_wrapper):
-            self._gates[code] = -1  # who asks next is told what is remembered, and comes by no line of it
-        if code in self._gates:
-            if isinstance(frame.f_locals.get("message"), OF_REPLICAS):
-                return None
-            self._depth += self._gates[code]
-            return self._gate
-        return self._traced if self._depth > 0 and self._wants(code) else None
-
-    def _gate(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "return":
-            self._depth -= self._gates[frame.f_code]
-        return self._gate
-
-    def _traced(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            self._at_line(frame)
-        return self._traced
-
-
 class InjectedChecks(EndChecks):
     """A request may be lost to the failure that was planted, and a prefill may take its lease. What failed in the
     middle may be counted or not."""
@@ -144,6 +92,12 @@ class InjectedChecks(EndChecks):
     def check_counted(self) -> None:
         if not self.run.has_failed:
             super().check_counted()
+
+    def check_agreement(self) -> None:
+        answers = (answer for answers in self.run.desk.answers for answer in answers)
+        # Who has failed at an order differs from the others, as its sender is told.
+        if not (self.run.has_failed and any(FAILED_ORDER in answer.message for answer in answers)):
+            super().check_agreement()
 
     def _may_be_lost(self, letter: DeadLetter) -> bool:
         # A scheduler that goes on says again what it serves, perhaps when who is to hear it has stopped.

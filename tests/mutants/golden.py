@@ -142,8 +142,7 @@ def _judged(records: list[Record], count: int) -> list[str]:
         for record in forged.records:
             monitor.observe(record)
         monitor.finish()
-        said = re.sub(r"\.py:\d+", ".py", str(monitor.violations))  # lines of a source come and go
-        lines.append(f"{forged.at} {forged.kind}: {said}")
+        lines.append(f"{forged.at} {forged.kind}: {_from_here(str(monitor.violations))}")
     return lines
 
 
@@ -170,8 +169,8 @@ def _line(value: object) -> str:
 
 
 def _from_here(text: str) -> str:
-    """With names of files from this folder."""
-    return text.replace(str(Path.cwd()), ".")
+    """With names of files from this folder, and no lines of them: those come and go."""
+    return re.sub(r"\.py:\d+", ".py", text.replace(str(Path.cwd()), "."))
 
 
 def runs_of(place: Place) -> tuple[Result, list[Shown]]:

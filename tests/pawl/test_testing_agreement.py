@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 
+from pawl.actors.control.limits import SetInternalState
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
@@ -15,9 +18,11 @@ from pawl.actors.simulation.strategies.simple import Fair
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.machines.serving import Serving
 from pawl.loops.adapter import Named
-from pawl.testing import Arrival, PropertyFailed, Workload
+from pawl.loops.recovery import FAILED_ORDER
+from pawl.testing import Arrival, Control, PropertyFailed, Workload
 from pawl.testing.agreement import check_agreement
 from pawl.testing.cluster import Cluster, cluster
+from pawl.testing.injection import injected_cluster
 from pawl.testing.shape import Shape
 
 SERVED = Workload(arrivals=(Arrival(prompt=(97, 98), max_new_tokens=2),), shape=Shape(replicas=2))
@@ -82,3 +87,22 @@ def test_what_one_has_and_others_do_not_is_told(falsify: Callable[[Any], None], 
     falsify(run)
     with pytest.raises(PropertyFailed, match=words):
         check_agreement(run)
+
+
+@pytest.mark.parametrize(
+    ("make", "has_failed", "told"),
+    [(cluster, False, True), (injected_cluster, False, True), (injected_cluster, True, False)],
+)
+def test_who_has_failed_at_an_order_differs_only_where_a_failure_was_planted(
+    make: Callable[..., Cluster], has_failed: bool, told: bool
+) -> None:
+    asked = msgspec.structs.replace(SERVED, controls=(Control(body=SetInternalState(server_args={"max_running": 3})),))
+    run: Any = make(asked, Fair())
+    run.has_failed = False
+    with silence():
+        drive(run)
+    run.has_failed = has_failed
+    _limits(run)
+    run.desk.answers[0] = [Reply(0, False, FAILED_ORDER)]
+    with pytest.raises(PropertyFailed, match="limits_hold") if told else nullcontext():
+        run.checks.check_agreement()
