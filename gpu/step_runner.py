@@ -76,6 +76,10 @@ class MemoryRefused(Exception):
     """Memory cannot be released or resumed; everything is as it was. Its words are for whoever asked."""
 
 
+REFUSALS: tuple[type[Exception], ...] = (WeightsRefused, AdapterRefused, MemoryRefused)
+"""What was asked for cannot be, and nothing is amiss."""
+
+
 class RunnerLost(Exception):
     """What computes is gone, in the middle of a step or before it: every step in flight is lost, and what pages hold.
     `StepRunner.reset` makes it anew, or raises this again when it gives up."""

@@ -67,11 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong usage prints help and raises SystemExit, as argparse does."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     chosen = words[0] if words and words[0] in COMMANDS else None
-    parsed = _parser(chosen).parse_args(words)
-    if chosen is None:
-        # Nothing but a command was missing: argparse has answered everything else itself.
-        _parser(None).print_help(sys.stderr)
-        return EXIT_USAGE
+    try:
+        parsed = _parser(chosen).parse_args(words)
+        if chosen is None:
+            # Nothing but a command was missing: argparse has answered everything else itself.
+            _parser(None).print_help(sys.stderr)
+            return EXIT_USAGE
+        return _run(chosen, parsed)
+    except KeyboardInterrupt:  # also while what the command needs is imported
+        return EXIT_INTERRUPTED
+
+
+def _run(chosen: str, parsed: argparse.Namespace) -> int:
     from pawl.logs import configure_logs
 
     configure_logs()
@@ -79,8 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _module(chosen).run(parsed)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,7 @@ from pawl.gpu.parallel.wire import (
     Uint8s,
     Usage,
 )
-from pawl.gpu.step_runner import CountsExperts, StepRunner
+from pawl.gpu.step_runner import REFUSALS, CountsExperts, StepRunner
 
 if TYPE_CHECKING:
     from pawl.gpu.parallel.held import HoldsExperts
@@ -103,7 +103,8 @@ class RankActions:
         try:
             told = do(message, frames)
         except Exception as error:
-            log.exception("a rank could not do it", message=type(message).__name__)
+            if not isinstance(error, REFUSALS):  # of these whoever asked is told, and it is no failure
+                log.exception("a rank could not do it", message=type(message).__name__)
             told = {"kind": type(error).__name__, "refusal": " ".join(str(error).split())[:LONGEST]}
         applied, released = self.applied, tuple(sorted(self.runner.released))
         return Answer(applied=applied.digest, drawn=applied.drawn, released=released, **told)

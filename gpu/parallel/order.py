@@ -21,13 +21,13 @@ import structlog
 from pawl.gpu.parallel.ranks import IN_VAIN, HostGone, Line, Ranks, RanksDiverged, StartRanks, StartRefused
 from pawl.gpu.parallel.restarts import Restarts
 from pawl.gpu.parallel.wire import Answer, Beside, ForgetSlots, Ready, RunStep, ToRank, Usage
-from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, RankState, RunnerLost, WeightsRefused
+from pawl.gpu.step_runner import REFUSALS, RankState, RunnerLost
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import StepBatch, StepResult
 
 log = structlog.get_logger("pawl.gpu.parallel")
 
-_REFUSALS = {each.__name__: each for each in (WeightsRefused, AdapterRefused, MemoryRefused)}
+_REFUSALS = {each.__name__: each for each in REFUSALS}
 LOST = "ranks were lost, and are started again with the next step"
 LONG_S = 1800.0
 """For reading weights, and all else that is no step."""

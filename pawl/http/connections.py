@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from pawl.actors.runtime.actor import places_of
 from pawl.http.auth import OPEN_PATHS
 from pawl.http.errors import Problem
+from pawl.http.stopping import until_the_stop
 
 log = structlog.get_logger("pawl.http")
 
@@ -258,7 +259,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, cast(Any, until_the_stop(app, cycle)))
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.ghost.weights import NAMES, GhostWeights
@@ -18,7 +19,7 @@ from pawl.gpu.parallel.ranks import RankLost, RanksDiverged, StartRefused, check
 from pawl.gpu.parallel.restarts import LONGEST_WAIT_S, MOST, MOST_IN_A_ROW, WITHIN_S, Restarts
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, ForgetSlots, RunStep, Usage
-from pawl.gpu.step_runner import RunnerLost, WeightsRefused
+from pawl.gpu.step_runner import AdapterRefused, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import StepResult
 from pawl.lifecycle.weight_source import FromBytes, FromDisk
@@ -164,6 +165,19 @@ def test_a_step_that_every_rank_refuses_alike_costs_no_rank() -> None:
     group.reset()
     assert group.version == 0
     assert drawn(group) == drawn(ghost())
+
+
+def test_what_ranks_refuse_is_told_to_whoever_asked_and_logged_by_none_of_them() -> None:
+    group = group_of()
+    with capture_logs() as logs:
+        with pytest.raises(AdapterRefused, match="nowhere"):
+            group.load_adapter(2, "nowhere")
+        with pytest.raises(WeightsRefused, match="nowhere"):
+            group.stage(1, FromDisk("nowhere"))
+        assert logs == []
+        with pytest.raises(RankRefused, match="GhostFault"):
+            group.collect(group.launch(batches(2)[1]))
+    assert {(entry["event"], entry["message"]) for entry in logs} == {("a rank could not do it", "RunStep")}
 
 
 def test_ranks_that_are_started_again_have_the_adapters_and_the_memory_that_they_had() -> None:

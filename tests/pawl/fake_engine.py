@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import msgspec
 import uvloop
@@ -36,6 +37,7 @@ from pawl.actors.runtime.system import ActorStatistics
 from pawl.actors.sampling import Limits
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.http.app import create_app
+from pawl.http.connections import Connection
 from pawl.http.info import ServerInfo
 from pawl.http.server import Server, open_socket
 from pawl.lifecycle.request import SamplingParameters
@@ -394,6 +396,22 @@ class Served:
 
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(PATIENCE_S)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return "127.0.0.1", int(self.url.rsplit(":", 1)[1])
+
+    def connections(self) -> list[Connection]:
+        """Those that are open."""
+        assert self.server is not None
+        return [cast(Connection, each) for each in self.server.server_state.connections]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Turn the server's loop until this holds."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.on_loop(condition):
+            assert time.monotonic() < deadline, "it never came to be"
 
     def begin_stop(self) -> None:
         server = self.server

@@ -1,12 +1,30 @@
-"""Reading replies as clients do."""
+"""Requests as bytes, and replies as clients read them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+
+def post(body: bytes, path: str = "/generate", length: int | None = None) -> bytes:
+    """A request with this body, which says that it has `length` bytes; None: as many as it has."""
+    count = len(body) if length is None else length
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {count}\r\n\r\n"
+    return head.encode() + body
+
+
+def everything(client: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65_536):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def events(response: httpx.Response) -> list[Any]:

@@ -159,6 +159,14 @@ def test_ctrl_c_ends_a_command_without_a_trace(monkeypatch: pytest.MonkeyPatch) 
     assert main(["fail"]) == 130
 
 
+def test_ctrl_c_while_a_command_is_imported_leaves_no_trace_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> types.ModuleType:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert main(["serve"]) == 130
+
+
 @pytest.mark.parametrize(("module", "names"), [*FAILURES.items(), *USAGE.items()])
 def test_every_failure_named_by_the_cli_exists(module: str, names: tuple[str, ...]) -> None:
     # They are named as text so that nothing is imported for them: a class that moves must not go unnoticed.

@@ -18,6 +18,7 @@ from pawl.actors.messages.generate import TokenLogprob
 from pawl.http.beams import Beam, BeamSearch, _Search
 from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import PATIENCE_S, Served
+from tests.pawl.reading import post
 from tests.pawl.test_http_openai import MESSAGES
 
 END = 3
@@ -188,11 +189,9 @@ def test_who_hangs_up_ends_the_search(client: httpx.Client, served: Served) -> N
         asyncio.get_running_loop().call_soon(engine.fall_silent)
 
     served.on_loop(engine.fall_silent)
-    port = int(served.url.rsplit(":", 1)[1])
     body = json.dumps({"prompt": "hello", "use_beam_search": True, "n": 3}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+    with socket.create_connection(served.address, PATIENCE_S) as connection:
+        connection.sendall(post(body, "/v1/completions"))
         engine.until(lambda: len(engine.live) == 1)
         served.on_loop(one_turn)
         engine.until(lambda: len(engine.live) == 3)

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, cast
 
 import httpx
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from pawl.http.connections import BODY_BYTES_PER_S, BODY_GRACE_S, HEAD_S, MAX_HEAD, SEND_S, Connection, ConnectionLimits
 from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import PATIENCE_S, Served
+from tests.pawl.reading import everything, post
 
 GOOD = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -31,29 +31,9 @@ def served() -> Iterator[Served]:
 
 @contextlib.contextmanager
 def connected(served: Served, sent: bytes = b"") -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1])), PATIENCE_S) as client:
+    with socket.create_connection(served.address, PATIENCE_S) as client:
         client.sendall(sent)
         yield client
-
-
-def post(body: bytes, path: str = "/generate", length: int | None = None) -> bytes:
-    count = len(body) if length is None else length
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {count}\r\n\r\n"
-    return head.encode() + body
-
-
-def everything(client: socket.socket) -> bytes:
-    """All that comes until the server closes."""
-    parts = []
-    with contextlib.suppress(ConnectionResetError):
-        while part := client.recv(65_536):
-            parts.append(part)
-    return b"".join(parts)
-
-
-def connections(served: Served) -> list[Connection]:
-    assert served.server is not None
-    return [cast(Connection, each) for each in served.server.server_state.connections]
 
 
 def cut(served: Served) -> dict[str, int]:
@@ -63,18 +43,11 @@ def cut(served: Served) -> dict[str, int]:
 
 def later(served: Served, seconds: float) -> None:
     """It is so much later for all connections."""
-    served.on_loop(lambda: [each.look(time.monotonic() + seconds) for each in connections(served)])
+    served.on_loop(lambda: [each.look(time.monotonic() + seconds) for each in served.connections()])
 
 
 def answered(connection: Connection) -> bool:
     return connection.cycle is not None and connection.cycle.response_complete
-
-
-def until(served: Served, condition: Any) -> None:
-    """Turn the server's loop until this holds."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not served.on_loop(condition):
-        assert time.monotonic() < deadline, "it never came to be"
 
 
 # ---- time ----
@@ -85,10 +58,10 @@ def test_one_that_cannot_be_looked_at_is_cut_and_no_other_is_nor_the_server(
 ) -> None:
     with connected(served) as one, connected(served, GOOD) as other:
         assert other.recv(15) == b"HTTP/1.1 200 OK"
-        first = next(each for each in connections(served) if each.client[1] == one.getsockname()[1])
+        first = next(each for each in served.connections() if each.client[1] == one.getsockname()[1])
         monkeypatch.setattr(first, "_half_closed", True)
         monkeypatch.setattr(first, "_probe", {}.__getitem__)  # takes an argument: it raises
-        served.on_loop(lambda: [each.look(time.monotonic()) for each in connections(served)])
+        served.on_loop(lambda: [each.look(time.monotonic()) for each in served.connections()])
         assert everything(one) == b""
         other.sendall(GOOD)
         while b"HTTP/1.1 200 OK" not in other.recv(65_536):
@@ -98,7 +71,7 @@ def test_one_that_cannot_be_looked_at_is_cut_and_no_other_is_nor_the_server(
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", GOOD[:-2]], ids=["nothing", "half a line", "half a head"])
 def test_a_head_that_does_not_come_is_waited_for_so_long_and_no_longer(served: Served, sent: bytes) -> None:
     with connected(served, sent) as client:
-        until(served, lambda: connections(served))
+        served.until(lambda: served.connections())
         later(served, HEAD_S - 1.0)
         assert cut(served) == {}
         later(served, HEAD_S + 1.0)
@@ -108,17 +81,17 @@ def test_a_head_that_does_not_come_is_waited_for_so_long_and_no_longer(served: S
 
 def test_a_body_that_stops_coming_is_cut_and_nothing_of_it_stays(served: Served) -> None:
     with connected(served, post(b'{"text": ', length=1000)) as client:
-        until(served, lambda: connections(served) and connections(served)[0].cycle is not None)
+        served.until(lambda: served.connections() and served.connections()[0].cycle is not None)
         later(served, HEAD_S + 1.0)
         assert everything(client).startswith(b"HTTP/1.1 408 ")
-    until(served, lambda: not connections(served))
+    served.until(lambda: not served.connections())
     assert cut(served) == {"body": 1}
 
 
 def test_a_body_that_trickles_is_cut_though_it_never_stops(served: Served) -> None:
     with connected(served, post(b"x" * 100, length=10_000_000)):
-        until(served, lambda: connections(served) and connections(served)[0].cycle is not None)
-        (connection,) = connections(served)
+        served.until(lambda: served.connections() and served.connections()[0].cycle is not None)
+        (connection,) = served.connections()
 
         def trickle() -> float:
             connection._body_began -= BODY_GRACE_S + 1.0  # as if it had begun so long ago
@@ -144,11 +117,11 @@ def test_a_request_that_is_being_answered_is_never_cut_for_its_time(served: Serv
 def test_a_client_that_reads_nothing_is_cut_and_its_request_aborted(served: Served) -> None:
     body = json.dumps({"text": "hello", "sampling_params": {"max_new_tokens": 500}, "stream": True}).encode()
     with connected(served, post(body)):
-        until(served, lambda: connections(served) and connections(served)[0].cycle is not None)
-        (connection,) = connections(served)
+        served.until(lambda: served.connections() and served.connections()[0].cycle is not None)
+        (connection,) = served.connections()
         served.on_loop(connection.pause_writing)
         later(served, SEND_S + 1.0)
-        until(served, lambda: not connections(served))
+        served.until(lambda: not served.connections())
     served.engine.until(lambda: served.engine.gateway.num_live == 0)
     assert cut(served) == {"send": 1}
 
@@ -162,13 +135,13 @@ def test_beyond_the_limit_health_is_told_and_nothing_else(served: Served) -> Non
     with contextlib.ExitStack() as open_ones:
         for _ in range(2):
             open_ones.enter_context(connected(served))
-        until(served, lambda: len(connections(served)) == 2)
+        served.until(lambda: len(served.connections()) == 2)
         with httpx.Client(base_url=served.url) as client:
             assert client.get("/health").status_code == 200
             refused = client.get("/v1/models")
             assert refused.status_code == 503
             assert "retry-after" in refused.headers
-    until(served, lambda: not connections(served))
+    served.until(lambda: not served.connections())
     with httpx.Client(base_url=served.url) as client:
         assert client.get("/v1/models").status_code == 200
     assert cut(served)["connections"] >= 1
@@ -179,7 +152,7 @@ def test_a_head_without_end_is_cut(served: Served) -> None:
         with contextlib.suppress(ConnectionError):
             for _ in range(4):
                 client.sendall(b"x" * (MAX_HEAD // 2))
-        until(served, lambda: cut(served).get("head_size"))
+        served.until(lambda: cut(served).get("head_size"))
     assert cut(served) == {"head_size": 1}
 
 
@@ -224,7 +197,7 @@ def test_a_body_may_come_in_chunks_of_any_size(served: Served, size: int) -> Non
 )
 def test_a_body_that_is_next_to_nothing_but_frame_is_cut(served: Served, frame: bytes) -> None:
     with connected(served, in_chunks(BODY, 1000) + frame) as client, contextlib.suppress(ConnectionError):
-        until(served, lambda: connections(served)[0].cycle is not None)
+        served.until(lambda: served.connections()[0].cycle is not None)
         for _ in range(100):
             client.sendall(b"a" * 60_000)
         assert everything(client).startswith(b"HTTP/1.1 400 ")
@@ -250,7 +223,7 @@ def test_who_asks_for_another_protocol_gets_an_answer_to_what_it_asked(
     head, _, body = request.partition(b"\r\n\r\n")
     with connected(served, head + UPGRADE + b"\r\n\r\n" + (b"" if split else body)) as client:
         if split:
-            until(served, lambda: connections(served)[0].cycle is not None)
+            served.until(lambda: served.connections()[0].cycle is not None)
             client.sendall(body)
         reply = everything(client)
     assert reply.startswith(b"HTTP/1.1 200 ")
@@ -269,9 +242,9 @@ def test_unfinished_bodies_share_a_bound_and_give_it_back() -> None:
         for _ in range(6):
             open_ones.enter_context(connected(served, part))
         # Four bodies fill the bound; who comes after is told so, and the four wait for the rest of theirs.
-        until(served, lambda: sum(answered(each) for each in connections(served)) == 2)
+        served.until(lambda: sum(answered(each) for each in served.connections()) == 2)
         open_ones.close()
-        until(served, lambda: not connections(served))
+        served.until(lambda: not served.connections())
         with httpx.Client(base_url=served.url) as again:
             assert again.post("/generate", json={"text": "x" * 80_000}).status_code != 503
 
@@ -328,7 +301,7 @@ def test_a_client_that_closes_its_half_still_gets_its_reply(served: Served, stre
     with connected(served, post(body)) as client:
         served.engine.until(lambda: len(served.engine.live) == 1)
         client.shutdown(socket.SHUT_WR)
-        until(served, lambda: connections(served)[0]._half_closed)
+        served.until(lambda: served.connections()[0]._half_closed)
         served.on_loop(served.engine.release)
         answer = everything(client)
     assert b"HTTP/1.1 200 " in answer
@@ -343,13 +316,13 @@ def test_a_client_that_is_gone_is_found_out_though_nothing_is_sent_to_it_yet(ser
         served.engine.until(lambda: len(served.engine.live) == 1)
         if stream:
             assert client.recv(1)
-    until(served, lambda: not connections(served) or later_now(served))
+    served.until(lambda: not served.connections() or later_now(served))
     served.engine.until(lambda: served.engine.gateway.num_live == 0)
     assert served.engine.gateway.totals.ended[Cause.DISCONNECT] == 1
 
 
 def later_now(served: Served) -> bool:
     """Look at all connections, as happens once a second; on the server's loop."""
-    for each in connections(served):
+    for each in served.connections():
         each.look(time.monotonic())
     return False

@@ -21,7 +21,7 @@ from pawl.http.server import open_socket, uvicorn_logs
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort
 from tests.pawl.fake_engine import PATIENCE_S, Served
-from tests.pawl.reading import events
+from tests.pawl.reading import events, everything, post
 
 PATHS = {
     "/v1/completions": {"prompt": "hello", "max_tokens": 400},
@@ -34,10 +34,8 @@ PATHS = {
 def raw_call(served: Served, path: str, stream: bool) -> Iterator[socket.socket]:
     """A request over a bare socket, which the test may close as it likes."""
     body = json.dumps({**PATHS[path], "stream": stream}).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    port = int(served.url.rsplit(":", 1)[1])
-    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
-        connection.sendall(head.encode() + body)
+    with socket.create_connection(served.address, PATIENCE_S) as connection:
+        connection.sendall(post(body, path))
         yield connection
 
 
@@ -129,11 +127,10 @@ def test_a_client_that_does_not_read_costs_one_merged_output(client: httpx.Clien
     engine = served.engine
     body = {"text": "hello", "sampling_params": {"max_new_tokens": 500}, "stream": True}
     data = json.dumps(body).encode()
-    port = int(served.url.rsplit(":", 1)[1])
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(PATIENCE_S)
-        connection.connect(("127.0.0.1", port))
+        connection.connect(served.address)
         before = engine.gateway.totals.ended[Cause.LENGTH]
         head = (
             "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
@@ -193,6 +190,47 @@ def test_a_second_signal_asks_and_a_third_does_not_wait() -> None:
             assert not served.server.force_exit
             served.begin_stop()
             served.join()
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+@pytest.mark.parametrize("path", ["/v1/completions", "/flush_cache"])
+def test_who_waits_when_a_server_waits_no_longer_is_told_that_it_stops(
+    path: str, signals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its body has not come, or what it has ordered takes long. One signal is the end of the time for closing, three
+    leave none."""
+    if signals == 1:
+        monkeypatch.setattr("pawl.http.server.CLOSING_S", 0)
+    with capture_logs() as logs, uvicorn_logs(), Served(grace_s=0.0 if signals == 1 else 3600.0) as served:
+        served.engine.mute = True
+        sent = post(b"{", path, length=100) if path == "/v1/completions" else post(b"{}", path)
+        with socket.create_connection(served.address, PATIENCE_S) as connection:
+            connection.sendall(sent)
+            served.until(lambda: bool(served.server and served.server.server_state.tasks))
+            for _ in range(signals):
+                served.begin_stop()
+            received = everything(connection)
+        served.join()
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in head
+    assert json.loads(body)["error"]["message"] == "the server is shutting down"
+    assert not [entry for entry in logs if entry.get("exc_info")]
+
+
+def test_who_does_not_read_its_reply_to_the_end_is_cut_when_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pawl.http.server.CLOSING_S", 0)
+    with capture_logs() as logs, uvicorn_logs(), Served() as served, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(served.address)
+        sampling = {"max_new_tokens": 400, "n": 64}
+        connection.sendall(post(json.dumps({"text": "hello", "sampling_params": sampling, "stream": True}).encode()))
+        served.until(lambda: any(each.flow.write_paused for each in served.connections()))
+        served.begin_stop()
+        served.join()
+        assert b"[DONE]" not in everything(connection)
+    assert served.engine.gateway.num_live == 0
+    assert not [entry for entry in logs if entry.get("exc_info")]
 
 
 SIGNALLED = """
