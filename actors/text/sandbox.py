@@ -27,6 +27,14 @@ MAX_TEXT = 8_000_000
 MAX_BITS = 4000
 """Of an integer that is multiplied: a prompt has no use for longer ones."""
 
+OF_PARTS = frozenset(
+    {
+        *("attr", "batch", "count", "d", "default", "first", "get", "items", "keys", "last", "length"),
+        *("random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "values"),
+    }
+)
+"""Filters and methods that give parts of a container as they are. Every other one may make a text of all of it."""
+
 
 class TemplateBudgetExceeded(jinja2.exceptions.SecurityError):
     """The template asked for more work or more text than it may have."""
@@ -44,7 +52,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Compiler(jinja2.compiler.CodeGenerator):
-    """Compiles `~` and slices to what pays for their results."""
+    """Compiles `~`, slices and comparisons to what pays for them."""
 
     def visit_Concat(self, node: jinja2.nodes.Concat, frame: jinja2.compiler.Frame) -> None:  # noqa: N802 - theirs
         self.write("environment.concatenate((")
@@ -63,6 +71,16 @@ class _Compiler(jinja2.compiler.CodeGenerator):
         self.visit(node.arg, frame)
         self.write("]")
 
+    def visit_Compare(self, node: jinja2.nodes.Compare, frame: jinja2.compiler.Frame) -> None:  # noqa: N802
+        self.write("(environment.weighed(")
+        self.visit(node.expr, frame)
+        self.write(")")
+        for operand in node.ops:
+            self.write(f" {jinja2.compiler.operators[operand.op]} environment.weighed(")
+            self.visit(operand.expr, frame)
+            self.write(")")
+        self.write(")")
+
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Counts what a template does. The counts belong to one rendering at a time: `refill` begins the next."""
@@ -71,8 +89,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _Compiler
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation])
         self.refill()
+        extensions = [jinja2.ext.loopcontrols, _Generation]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=self.weighed)
         self.filters["tojson"] = to_json
         self.filters = {name: self._paying(name, apply) for name, apply in self.filters.items()}
         # With the context: else Jinja would go over constants once, when it compiles, and their turns were free.
@@ -151,8 +170,22 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def concatenate(self, parts: Sequence[Any]) -> str:
         """What `~` does."""
-        self.spend(characters=sum(map(_size, parts)))
+        self.spend(characters=sum(map(_deep_size, parts)))
         return "".join(map(str, parts))
+
+    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+        """What a block that is set to a name comes to, or the call of a macro."""
+        texts: list[str] = []
+        for piece in pieces:
+            self.spend(0, len(piece))
+            texts.append(piece)
+        return "".join(texts)
+
+    def weighed(self, value: Any) -> Any:
+        """What is printed or compared: of a container all that it holds is gone through."""
+        if isinstance(value, list | tuple | dict):
+            self.spend(characters=_deep_size(value))
+        return value
 
     # ---- what templates call ----
 
@@ -193,30 +226,37 @@ def _size(value: Any) -> int:
 def _price(name: str, value: Any, arguments: Sequence[Any]) -> int:
     """Characters that the method or filter `name` of `value` makes, at the most."""
     numbers = sum(argument for argument in arguments if isinstance(argument, int) and argument > 0)
-    given = sum(len(argument) for argument in arguments if isinstance(argument, str))
-    size = _size(value)
+    given = sum(_deep_size(argument) for argument in arguments if isinstance(argument, str | list | tuple | dict))
+    size = _size(value) if name in OF_PARTS else _deep_size(value)
     match name:
         case "join":
-            # The method joins its argument by its owner, the filter its value by its argument.
-            separator, items = (value, arguments[0]) if isinstance(value, str) and arguments else (given * " ", value)
-            return _deep_size(items) + len(separator) * _size(items)
+            # The method joins its argument by its owner, the filter its value by its argument: of a text it is either.
+            by_argument = size + _size(value) * sum(len(each) for each in arguments if isinstance(each, str))
+            if not (isinstance(value, str) and arguments):
+                return by_argument
+            return max(by_argument, _deep_size(arguments[0]) + size * _size(arguments[0]))
         case "replace" | "translate" | "wordwrap" | "indent" | "expandtabs" | "tojson":
-            return (size if name != "tojson" else _deep_size(value)) * (given + numbers + 8)
+            return size * (given + numbers + 8)
         case "format":
             widths = sum(int(digits[:12]) for digits in re.findall(r"\d+", value)) if isinstance(value, str) else 0
             return (_deep_size(arguments) + size) * 2 + widths + numbers * (1 + str(value).count("{") + size // 2)
-        case "sum" | "string" | "list" | "sort" | "map" | "tuple":
-            return _deep_size(value)
     return size + given + numbers
 
 
-def _deep_size(value: Any) -> int:
-    """Characters and entries of a value and what it holds."""
-    if isinstance(value, Mapping):
-        return sum(_size(key) + _deep_size(item) for key, item in value.items()) + 2
-    if isinstance(value, list | tuple):
-        return sum(map(_deep_size, value)) + len(value)
-    return _size(value)
+def _deep_size(value: Any, known: dict[int, int] | None = None) -> int:
+    """Characters and entries of a value and what it holds, as often as it does. `known`: sizes by identity: of lists
+    that hold one list twice, and that one the next, each is gone through once."""
+    if not isinstance(value, list | tuple | Mapping):
+        return _size(value)
+    known = {} if known is None else known
+    size = known.get(id(value))
+    if size is None:
+        if isinstance(value, Mapping):
+            size = sum(_size(key) + _deep_size(item, known) for key, item in value.items()) + 2
+        else:
+            size = sum(_deep_size(item, known) for item in value) + len(value)
+        known[id(value)] = size
+    return size
 
 
 def _raise_exception(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec.json
@@ -45,6 +46,12 @@ class Counter:
 def _twice(start: Callable[[], object]) -> None:
     start()
     start()
+
+
+def _watching(watcher: str, watched: str) -> None:
+    system = LocalSystem()
+    system.spawn(Scribe(Journal()), "a")
+    system.watch(watcher, watched)
 
 
 def _behind_the_last() -> None:
@@ -109,6 +116,18 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a second record": (lambda: _twice(ExpertRecorder(Counter()).start), WrongState, "recorded already"),  # type: ignore[arg-type]
     "a tag that is a list": (lambda: tag_grammar("[]", "tag"), InvalidRequest, "tag must be an object"),
     "a second start": (lambda: _twice(LocalSystem().start), RuntimeError, "started already"),
+    "a name that an actor has": (
+        lambda: _twice(partial(LocalSystem().spawn, Scribe(Journal()), "a")),
+        ValueError,
+        "'a' alr",
+    ),
+    "the name of the outside": (
+        lambda: LocalSystem().spawn(Scribe(Journal()), OUTSIDE),
+        ValueError,
+        "there is an actor 'outside' already",
+    ),
+    "a watch of nobody": (lambda: _watching("a", "z"), KeyError, "z"),
+    "a watch by nobody": (lambda: _watching("z", "a"), KeyError, "z"),
     "a second link": (_two_links, ValueError, "there is a link to 'b' already"),
     "a header that is no word": (_header_that_is_no_word, Malformed, "."),
     "credit for nobody": (lambda: _credited("z"), Malformed, "credit for an actor that there is not"),

@@ -13,6 +13,7 @@ from pawl.lifecycle.requests import FIRST_DRAFT, RequestInfo, RequestTable, _unt
 from pawl.lifecycle.states import Event, State
 
 INF = float("inf")
+PAGE = requests._PAGE
 
 
 def info(request: int, **sampling: object) -> RequestInfo:
@@ -195,6 +196,27 @@ def test_tokens_that_lie_in_a_message_are_taken_out_of_it() -> None:
     assert known.tolist() == [4, 5, 6]
     assert known.flags.aligned
     assert not np.shares_memory(known, np.frombuffer(message, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "length"),
+    [
+        (1, 0, 0),
+        (3, 5, 5),
+        (1023, 1025, 1025),  # the last before pages are mapped for it
+        (1 << 20, 1, 1),
+        ((1 << 20) // PAGE, PAGE, PAGE),
+        (1 << 9, 2 * PAGE, 2 * PAGE),
+        (1 << 9, 2 * PAGE + 1, 3 * PAGE),  # longer than a page: each row begins with one
+        (1, 1 << 20, 1 << 20),
+    ],
+)
+def test_a_table_of_any_size_is_of_zeros_and_of_nobody_else(rows: int, width: int, length: int) -> None:
+    one, other = _untouched(rows, width), _untouched(rows, width)
+    assert one.shape == other.shape == (rows, length)
+    one[...] = np.arange(one.size, dtype=np.int32).reshape(one.shape)
+    assert one.ravel().tolist() == list(range(one.size))
+    assert not other.any()
 
 
 def test_a_table_for_which_there_is_no_room_says_so() -> None:
