@@ -173,7 +173,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.spend(characters=sum(map(_deep_size, parts)))
         return "".join(map(str, parts))
 
-    def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, pieces: Iterable[str]) -> str:
         """What a block that is set to a name comes to, or the call of a macro."""
         texts: list[str] = []
         for piece in pieces:
