@@ -132,7 +132,7 @@ def words(kind: inspect.Type) -> str:
     """What a value of this type may be: `an integer from 0 to 20`."""
     match kind:
         case inspect.UnionType():
-            return " or ".join(words(option) for option in _options(kind))
+            return " or ".join(dict.fromkeys(words(option) for option in _options(kind)))
         case inspect.Metadata(type=inner):
             return words(inner)
         case inspect.BoolType():
@@ -142,7 +142,8 @@ def words(kind: inspect.Type) -> str:
         case inspect.FloatType():
             return f"a number{_range(kind)}"
         case inspect.StrType():
-            return "a string" + _length(kind.min_length, kind.max_length, "characters")
+            form = f" that matches {kind.pattern}" if kind.pattern else ""
+            return "a string" + _length(kind.min_length, kind.max_length, "characters") + form
         case inspect.ListType() | inspect.VarTupleType():
             items = f", each {words(kind.item_type)}" if not isinstance(kind.item_type, inspect.AnyType) else ""
             return "a list" + _length(kind.min_length, kind.max_length, "entries") + items

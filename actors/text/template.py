@@ -231,9 +231,17 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments else {}
-        except (ValueError, RecursionError):
+            arguments = parsed(arguments)
+        except ValueError:
             raise InvalidRequest(
                 f"{where}.function.arguments is not JSON", param=f"{where}.function.arguments"
             ) from None
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+def parsed(arguments: str) -> Any:
+    """Arguments of a call, which may be no text at all. Raises ValueError where they are not JSON."""
+    try:
+        return json.loads(arguments) if arguments else {}
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

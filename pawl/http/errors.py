@@ -82,14 +82,10 @@ class Problem(Exception):
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def renamed(self, names: Mapping[str, str]) -> Problem:
-        """The same, in the client's words: `names` maps our field names to those of the route."""
-
-        def client_word(match: re.Match[str]) -> str:
-            return names.get(match[0], match[0])
-
+        """The same, in the client's words: `names` maps beginnings of our names to the route's."""
         # Only words with an underscore: others ("text") may be plain English.
-        message = re.sub(r"[a-z]+_\w+", client_word, self.message)
-        param = names.get(self.param, self.param) if self.param else None
+        message = re.sub(r"[a-z]+_\w+(\.\w+)*", lambda match: _renamed(match[0], names), self.message)
+        param = _renamed(self.param, names) if self.param else None
         return Problem(self.status, message, param, self.code, self.headers)
 
     def body(self, openai: bool) -> dict[str, Any]:
@@ -105,6 +101,16 @@ class Problem(Exception):
     def response(self, path: str = LIKE_OPENAI[0]) -> Response:
         """Where no path is known, in the shape of OpenAI's API."""
         return json_response(self.body_at(path), self.status, self.headers)
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    """The name of a field with its longest beginning in `names` replaced."""
+    beginning = name
+    while beginning not in names:
+        beginning, dot, _ = beginning.rpartition(".")
+        if not dot:
+            return name
+    return names[beginning] + name[len(beginning) :]
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

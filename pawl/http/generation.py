@@ -35,7 +35,7 @@ from pawl.parsers.reasoning import FORMATS
 
 NAMES = {
     "/v1/completions": completions.NAMES,
-    "/v1/chat/completions": openai.CLIENT_NAMES,
+    "/v1/chat/completions": openai.CHAT_NAMES,
     "/v1/responses": responses.NAMES,
     "/v1/responses/input_tokens": responses.NAMES,
     "/generate": native.CLIENT_NAMES,

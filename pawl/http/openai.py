@@ -30,6 +30,8 @@ CLIENT_NAMES = {
     "token_ids": "prompt",
 }
 """Our field names in the words of OpenAI's API."""
+CHAT_NAMES = CLIENT_NAMES | {"token_ids": "messages", "prompt": "messages"}
+"""The same for chats."""
 
 
 def check_model(info: ServerInfo, name: str | None) -> None:

@@ -10,6 +10,7 @@ from msgspec import Meta
 from pawl.actors import fields
 from pawl.actors.sampling import Count, TopLogprobs
 from pawl.actors.text.invalid import quoted
+from pawl.actors.text.template import parsed
 from pawl.http.call_fields import CallFields, ObjectOfAny, Verbosity
 from pawl.http.errors import Problem
 from pawl.http.schemas import ChatBody, refuse_unsupported, unsupported
@@ -202,10 +203,7 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> No
         case "function_call":
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": None})
-            arguments = "" if item.get("arguments") is None else item["arguments"]
-            if not isinstance(arguments, str):
-                raise Problem(400, f"{where}.arguments must be a string of JSON", param=f"{where}.arguments")
-            function = {"name": _word(item, "name", where), "arguments": arguments}
+            function = {"name": _word(item, "name", where), "arguments": _arguments(item, where)}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             messages[-1].setdefault("tool_calls", []).append(call)
         case "function_call_output":
@@ -226,6 +224,18 @@ def _word(item: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise Problem(400, f"{where}.{name} must be a string that is not empty", param=f"{where}.{name}")
     return value
+
+
+def _arguments(item: dict[str, Any], where: str) -> str:
+    """Of a call, as the chat has them."""
+    inner, arguments = f"{where}.arguments", item.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        raise Problem(400, f"{inner} must be a string of JSON", param=inner)
+    try:
+        parsed(arguments or "")
+    except ValueError:
+        raise Problem(400, f"{inner} is not JSON", param=inner) from None
+    return arguments or ""
 
 
 def _content(content: Any, where: str) -> str:

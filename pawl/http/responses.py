@@ -22,7 +22,9 @@ NAMES = {
     "max_tokens": "max_output_tokens",
     "token_ids": "input",
     "messages": "input",
+    "prompt": "input",
     "response_format": "text.format",
+    "response_format.json_schema": "text.format",
 }
 """Our field names in the words of this route."""
 

@@ -65,6 +65,8 @@ WORDS: list[tuple[Any, str]] = [
     (Annotated[float, Meta(gt=0.0, le=1.5)], "a number above 0 and at most 1.5"),
     (Annotated[float, Meta(ge=-2.0, le=2.0)] | None, "a number from -2 to 2"),
     (str | bool, "a string or true or false"),
+    (Annotated[str, Meta(pattern="^[a-z]+$")], "a string that matches ^[a-z]+$"),
+    (Annotated[str, Meta(max_length=2, pattern="^a")], "a string of at most 2 characters that matches ^a"),
     (Annotated[str, Meta(min_length=1)], "a string of at least 1 characters"),
     (Annotated[str, Meta(max_length=2)], "a string of at most 2 characters"),
     (Annotated[str, Meta(min_length=0, max_length=2)], "a string of at most 2 characters"),
@@ -109,7 +111,7 @@ def second(**fields: Any) -> dict[str, Any]:
 
 
 WRONG: list[tuple[Any, str, str | None, str]] = [
-    ({"one": 5}, "one must be an object or an object, not an integer", "one", "wrong_type"),
+    ({"one": 5}, "one must be an object, not an integer", "one", "wrong_type"),
     ({"one": {"kind": "third"}}, "one.kind must be one of 'first', 'second'", "one.kind", "wrong_type"),
     ({"one": {"kind": "first", "size": 0}}, "one.size must be an integer of at least 1", "one.size", "wrong_type"),
     ({"one": second(names=3)}, "NAMES, not an integer", "one.names", "wrong_type"),

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from pawl.http.completions import CompletionRenderer
-from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE
+from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
+from pawl.http.generation import NAMES
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.orders.requests import Abort
 from tests.pawl.fake_engine import Served
@@ -282,3 +283,27 @@ def test_a_stream_that_cannot_be_written_to_its_end_says_so(
     assert last == "data: [DONE]"
     monkeypatch.undo()
     assert client.post("/v1/completions", json={"prompt": "hello"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/v1/completions", "prompt"),
+        ("/v1/chat/completions", "messages"),
+        ("/v1/responses", "input"),
+        ("/v1/responses/input_tokens", "input"),
+        ("/v1/embeddings", "input"),
+        ("/encode", "text"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_named_as_the_route_has_it(path: str, param: str) -> None:
+    assert Problem(400, "too long", "prompt").renamed(NAMES[path]).param == param
+
+
+def test_names_are_replaced_by_their_longest_known_beginning() -> None:
+    names = {"response_format": "text.format", "response_format.json_schema": "text.format", "n_max": "most"}
+    problem = Problem(400, "response_format.json_schema.schema or response_format.type, not n_max.", "n_max[1].x")
+    renamed = problem.renamed(names)
+    assert renamed.message == "text.format.schema or text.format.type, not most."
+    assert renamed.param == "n_max[1].x"
+    assert problem.renamed({}).message == problem.message

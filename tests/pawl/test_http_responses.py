@@ -234,6 +234,18 @@ def test_an_input_whose_tokens_are_counted_is_refused_as_one_that_is_answered(cl
         ({"text": {"formt": {"type": "json_object"}}}, "text.formt", "did you mean 'format'"),
         ({"include": ["message.output_text.logprob"]}, "include[0]", "one of 'code_interpreter_call.outputs'"),
         ({"input": [{"role": "user"}]}, "input[0].content", "must be a string"),
+        (
+            {"instructions": "x", "input": [{"type": "function_call", "name": "f", "arguments": "{"}]},
+            "input[0].arguments",
+            "input[0].arguments is not JSON",
+        ),
+        (
+            {"input": [{"type": "function_call", "name": "f", "arguments": "[" * 10_000}]},
+            "input[0].arguments",
+            "not JSON",
+        ),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format", "text.format.schema is missing"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "text.format.type must be one of"),
         ({"model": "gpt-17"}, "model", "does not exist"),
     ],
 )
