@@ -149,10 +149,9 @@ class Others:
 
 
 class Passing:
-    """How far a message of a step is passed on."""
+    """How far the message of a step is passed on."""
 
-    def __init__(self, message: StepTokens) -> None:
-        self.message = message
+    def __init__(self) -> None:
         self.sent = False
         self.num_drawn = 0
 

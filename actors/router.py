@@ -280,8 +280,8 @@ class Router(Actor):
         if replica is None:
             return
         passing = self._passing
-        if passing is None or passing.message is not message:
-            passing = self._passing = Passing(message)
+        if passing is None:
+            passing = self._passing = Passing()
         streams, now = replica.streams, self.context.now()
         rows = streams[message.rows]
         for admitted in message.admitted:

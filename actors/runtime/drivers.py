@@ -199,7 +199,6 @@ class LoopDriver:
     def _disarm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = None
 
     def _arm(self) -> None:
         self._disarm()
@@ -208,6 +207,5 @@ class LoopDriver:
             self._alarm = self._loop.call_later(max(0.0, due - self._cell.context.now()), self._expired)
 
     def _expired(self) -> None:
-        self._alarm = None
         if self._cell.mailbox.unpark():
             self._turn()

@@ -344,6 +344,16 @@ def test_stopping_drains_what_is_open() -> None:
     assert bench.actor.num_open == 0
 
 
+def test_who_ends_before_anything_was_told_of_it_has_had_nothing() -> None:
+    bench = Bench()
+    bench.open(0, 10, prompt=(1, 2, 3))
+    bench.actor.stopped("shutdown")
+    [message] = bench.context.take("gateway")
+    [output] = message.outputs
+    assert (output.text, output.tokens, output.logprobs, output.embedding) == ("", (), (), None)
+    assert output.done == Done(Cause.DRAINED, Usage(3, 0, 0), Timing(100.0, ended=100.0), "shutdown")
+
+
 def test_a_row_is_not_opened_twice_and_outputs_are_not_lost_silently() -> None:
     bench = Bench()
     bench.open(0, 10)

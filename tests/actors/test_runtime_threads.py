@@ -395,3 +395,24 @@ def test_who_is_retired_and_does_not_end_in_time_is_cut_off_and_the_rest_goes_on
         assert cell.over.wait(GENEROUS_S)
     assert heard == [1]
     assert [letter.message for letter in system.dead_letters.recent()] == [Number(2)]
+
+
+def test_no_thread_of_an_actor_keeps_a_process_that_wants_to_end(system: LocalSystem) -> None:
+    """But the one that stops the others: the last answers of requests are told."""
+    before, begun, kept = set(threading.enumerate()), threading.Event(), threading.Event()
+
+    def keep(actor: Doing, message: Number) -> None:
+        begun.set()
+        kept.wait(GENEROUS_S)
+
+    system.spawn(Doing(keep), "a")
+    system.spawn(Doing(ignore), "b")
+    system.start()
+    system.send("a", Number(1))
+    assert begun.wait(GENEROUS_S)
+    assert {thread.daemon for thread in {*threading.enumerate()} - before} == {True}
+    system.begin_stop()
+    daemons = {thread.name: thread.daemon for thread in {*threading.enumerate()} - before}
+    kept.set()
+    assert daemons["stop"] is False
+    assert system.wait(GENEROUS_S)

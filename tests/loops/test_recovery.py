@@ -361,3 +361,34 @@ def test_a_lost_step_keeps_its_reason_where_its_rollback_could_not_be_recorded(
     ]
     driver.run()
     assert driver.output_of == {1: expected([1, 2, 3], 8)}
+
+
+@pytest.mark.parametrize("pacing", PACINGS)
+@pytest.mark.parametrize("at_work", [0, 1])
+def test_what_fails_for_nobody_before_anything_runs_is_a_failure_of_the_loop(
+    pacing: str, at_work: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom it was tried for, or who ran, is tried again; where there is nobody no turn would come."""
+    driver, told = Driver(pacing=pacing, max_running=1), list[MemoryViolation]()
+    monkeypatch.setattr(driver, "violated", told.append)
+    for prompt in ([1, 2, 3], [4, 5]):
+        driver.submit(prompt, 4)
+    for _ in range(at_work):
+        driver.step()
+    with monkeypatch.context() as patch:
+        plan = driver.loop.planner.plan
+
+        def fails_once(builder: BatchBuilder) -> None:
+            patch.setattr(driver.loop.planner, "plan", plan)
+            broken()
+
+        patch.setattr(driver.loop.planner, "plan", fails_once)
+        if at_work:
+            driver.step()
+        else:
+            with pytest.raises(OSError, match=FAILURE):
+                driver.step()
+            recover(driver.loop, FAILURE, driver.now)
+    assert [type(each.__cause__) for each in told] == [OSError]
+    driver.run()
+    assert [driver.output_of[number] for number in (1, 2)] == [expected([1, 2, 3], 4), expected([4, 5], 4)]

@@ -234,3 +234,20 @@ def test_a_checkpoint_from_which_nothing_can_be_made_is_said_to_be_that() -> Non
     for state in (msgspec.msgpack.encode(plain), b"\xc1"):
         with pytest.raises(Impossible):
             Replay.begin(msgspec.structs.replace(checkpoint, state=state))
+
+
+@pytest.mark.parametrize("shape", ["radix, lru", "drafts"])
+def test_a_run_begins_at_the_record_of_its_checkpoint_and_at_no_other(shape: str) -> None:
+    """What a loop would not have written shows before anything follows: whatever it holds more, and wherever."""
+    _, checkpoint = list(checkpoints(recorded(0, "overlap", shape)))[2]
+    begun = Replay.begin(checkpoint)
+    assert (begun.number, begun.loop.journal.checkpoint_due) == (1, False)
+    state = msgspec.msgpack.decode(checkpoint.state or b"")
+    places = [(), *((name,) for name, part in state.items() if isinstance(part, dict))]
+    assert len(places) > 3
+    for place in places:
+        forged = msgspec.msgpack.decode(checkpoint.state or b"")
+        part = forged[place[0]] if place else forged
+        part["more"] = 1
+        with pytest.raises((Diverged, Impossible)):
+            Replay.begin(msgspec.structs.replace(checkpoint, state=msgspec.msgpack.encode(forged)))
