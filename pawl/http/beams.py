@@ -25,7 +25,7 @@ from pawl.http.info import Tokenization
 from pawl.http.openai import most_rivals
 from pawl.http.replies import Reply, WholeRenderer, in_turns
 from pawl.http.schemas import ChatBody, CompletionBody
-from pawl.http.streams import RequestGroup
+from pawl.http.streams import Again, RequestGroup
 from pawl.lifecycle.request import MAX_TOP_LOGPROBS, SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 
@@ -253,10 +253,11 @@ class BeamReply(Reply):
         limits: Limits,
         tokenization: Tokenization,
         timeout_s: float,
+        again: Again | None = None,
     ) -> None:
         """`submits` holds `beams.width` requests for each prompt, of which the first says what is asked. `timeout_s` is
         for all steps together, where the client sets no time."""
-        super().__init__(gateway, submits, renderer)
+        super().__init__(gateway, submits, renderer, again)
         self._now = gateway.context.now
         self._timeout_s = submits[0].timeout_s or timeout_s
         self._deadline = 0.0
@@ -265,7 +266,8 @@ class BeamReply(Reply):
 
     def _group(self) -> RequestGroup:
         self._deadline = self._now() + self._timeout_s
-        return RequestGroup(self._gateway, self._timed(search.submits() for search in self._searches), whole=True)
+        submits = self._timed(search.submits() for search in self._searches)
+        return RequestGroup(self._gateway, submits, whole=True, again=self._again)
 
     def _timed(self, submits: Iterable[Sequence[Submit]]) -> list[Submit]:
         """Requests of one step of all searches, which have what is left of the call's time."""

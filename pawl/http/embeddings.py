@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ class EmbeddingRoutes(HasContext):
         submits = self._submits(prompts, [rid] * len(prompts), body, [adapter] * len(prompts))
         model = under_its_name(self.context.info, body.model, adapter).model_name
         rendered = _OpenAi(model, self._cut(body.dimensions), body.encoding_format == "base64", shape)
-        return Reply(self.context.gateway, await loaded_again(self.context, submits), rendered)
+        again = partial(loaded_again, self.context)
+        return Reply(self.context.gateway, await again(submits), rendered, again)
 
     @takes(EncodeBody)
     async def encode(self, request: Request, body: EncodeBody) -> Response:
@@ -77,7 +79,8 @@ class EmbeddingRoutes(HasContext):
         adapters = [checked(self.context.info, name) for name in spread(body.lora_path, len(prompts), "lora_path")]
         submits = self._submits(prompts, [rid or self.context.gateway.new_rid() for rid in rids], body, adapters)
         rendered = _Native([submit.rid for submit in submits], self._cut(body.dimensions), listed)
-        return Reply(self.context.gateway, await loaded_again(self.context, submits), rendered)
+        again = partial(loaded_again, self.context)
+        return Reply(self.context.gateway, await again(submits), rendered, again)
 
     def _submits(
         self,

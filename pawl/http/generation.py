@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -131,12 +131,16 @@ class GenerationRoutes(HasContext):
         beams, context = beams_of(body, submits), self.context
         if beams is None:
             return await self._reply(submits, renderer, body.stream)
-        asked, timeout_s = await loaded_again(context, submits), context.info.request_timeout_s
-        return BeamReply(context.gateway, asked, renderer, beams, context.info.limits, context.tokenization, timeout_s)
+        again = partial(loaded_again, context)
+        asked, timeout_s = await again(submits), context.info.request_timeout_s
+        return BeamReply(
+            context.gateway, asked, renderer, beams, context.info.limits, context.tokenization, timeout_s, again
+        )
 
     async def _reply(self, submits: Sequence[Submit], renderer: Renderer, stream: bool | None) -> Response:
         """What comes of these requests, once the adapters that they name are there."""
-        return reply(self.context.gateway, await loaded_again(self.context, submits), renderer, bool(stream))
+        again = partial(loaded_again, self.context)
+        return reply(self.context.gateway, await again(submits), renderer, bool(stream), again)
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

@@ -19,7 +19,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import Problem, from_delta
-from pawl.http.streams import RequestGroup, watch
+from pawl.http.streams import Again, RequestGroup, watch
 from pawl.http.turnstile import Turnstile, turn_of
 from pawl.lifecycle.states import Cause
 
@@ -100,9 +100,13 @@ async def in_turns(parts: Iterable[Part], work: Callable[[Part], Made]) -> list[
 class Reply(Response):
     """An ASGI response that submits requests, and answers with all that comes of them in one body."""
 
-    def __init__(self, gateway: Gateway, submits: Sequence[Submit], renderer: WholeRenderer) -> None:
+    def __init__(
+        self, gateway: Gateway, submits: Sequence[Submit], renderer: WholeRenderer, again: Again | None = None
+    ) -> None:
+        """`again`: see `RequestGroup`."""
         super().__init__()
         self._gateway = gateway
+        self._again = again
         self._submits = submits
         self._renderer = renderer
         name = (submits[0].group or submits[0].rid).encode("ascii", "replace")
@@ -121,7 +125,7 @@ class Reply(Response):
                 group.abandon()
 
     def _group(self) -> RequestGroup:
-        return RequestGroup(self._gateway, self._submits, whole=True)
+        return RequestGroup(self._gateway, self._submits, whole=True, again=self._again)
 
     async def _answer(self, group: RequestGroup, send: Send) -> None:
         ends = await self._ends(group)
@@ -175,14 +179,16 @@ class Reply(Response):
 class ReplyStream(Reply):
     """A reply that tells what comes of its requests as it comes."""
 
-    def __init__(self, gateway: Gateway, submits: Sequence[Submit], renderer: Renderer) -> None:
-        super().__init__(gateway, submits, renderer)
+    def __init__(
+        self, gateway: Gateway, submits: Sequence[Submit], renderer: Renderer, again: Again | None = None
+    ) -> None:
+        super().__init__(gateway, submits, renderer, again)
         self._events_of = renderer
         self._begun = False
         """Whether the status line has gone out."""
 
     def _group(self) -> RequestGroup:
-        return RequestGroup(self._gateway, self._submits, whole=False)
+        return RequestGroup(self._gateway, self._submits, whole=False, again=self._again)
 
     async def _answer(self, group: RequestGroup, send: Send) -> None:
         try:
@@ -225,9 +231,11 @@ class ReplyStream(Reply):
             turnstile.num_streams += 1
             try:
                 arrivals = await group.arrivals()
+                failure = self._failure(group, arrivals, begun=True)
+            except Problem as problem:  # of adapters that could not be loaded again
+                arrivals, failure = [], self._renderer.problem(problem)
             finally:
                 turnstile.num_streams -= 1
-            failure = self._failure(group, arrivals, begun=True)
 
     def _events(self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
         renderer = self._events_of
@@ -237,6 +245,8 @@ class ReplyStream(Reply):
         return b"".join(renderer.delta(index, delta, group.inboxes[index]) for index, delta in arrivals)
 
 
-def reply(gateway: Gateway, submits: Sequence[Submit], renderer: Renderer, stream: bool) -> Reply:
+def reply(
+    gateway: Gateway, submits: Sequence[Submit], renderer: Renderer, stream: bool, again: Again | None = None
+) -> Reply:
     """The answer in one body, or as a stream."""
-    return ReplyStream(gateway, submits, renderer) if stream else Reply(gateway, submits, renderer)
+    return (ReplyStream if stream else Reply)(gateway, submits, renderer, again)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
 
 from starlette.types import Receive
 
@@ -11,7 +12,15 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta, Inbox
+from pawl.http.errors import Problem
 from pawl.lifecycle.states import Cause
+
+Again: TypeAlias = Callable[[Sequence[Submit]], Awaitable[Sequence[Submit]]]
+"""Gives requests once the adapters that they name are loaded again. Raises Problem."""
+MOST_AGAIN = 32
+"""How often a call is made again whose adapters were unloaded before it came to the scheduler."""
+
+TAKEN = "an adapter was unloaded: others have taken its place; try again later"
 
 
 class _Slot(Inbox):
@@ -37,12 +46,18 @@ class _Slot(Inbox):
 class RequestGroup:
     """The requests of one HTTP call, with one reader. All of it runs in the event loop's thread.
 
-    With `whole` the reader is woken only by ends, not by every token.
+    With `whole` the reader is woken only by ends, not by every token. An adapter may be unloaded, be it that another
+    has taken its place, while a request that names it is on its way: with `again` such a request is made once more,
+    when all others of the group have ended, and its reader hears nothing of it.
     """
 
-    def __init__(self, gateway: Gateway, submits: Sequence[Submit], whole: bool) -> None:
+    def __init__(self, gateway: Gateway, submits: Sequence[Submit], whole: bool, again: Again | None = None) -> None:
         self._gateway = gateway
         self._whole = whole
+        self._again = again
+        self._times_again = 0
+        self._late: list[int] = []
+        """Requests that came too late for their adapters."""
         self._dirty: list[int] = []
         self._waiter: asyncio.Future[None] | None = None
         self.gone = False
@@ -51,8 +66,38 @@ class RequestGroup:
 
     def submit(self, submits: Sequence[Submit]) -> None:
         """Wait for these requests from now on; those before them have ended, and everything of them was taken."""
+        self._submits = submits
         self.inboxes = [_Slot(self, index, self._whole) for index in range(len(submits))]
+        self._incarnations = [self._incarnation(submit) for submit in submits]
         self.requests = self._gateway.submit(submits, self.inboxes)
+
+    def _incarnation(self, submit: Submit) -> int:
+        """Of the adapter that a request names, the number; 0: it is not loaded, or none is named."""
+        named = self._gateway.adapters.get(submit.adapter) if submit.adapter else None
+        return 0 if named is None else named.number
+
+    def _is_late(self, index: int, delta: Delta) -> bool:
+        """Whether this request was refused because its adapter had been unloaded meanwhile."""
+        submit, refused = self._submits[index], delta.refusal or delta.done
+        if not submit.adapter or refused is None or refused.cause is not Cause.INVALID:
+            return False
+        now = self._incarnation(submit)
+        return now != self._incarnations[index] if now else submit.adapter in self._gateway.unloaded
+
+    async def _submit_again(self, again: Again) -> None:
+        late, self._late = self._late, []
+        self._times_again += 1
+        if self._times_again > MOST_AGAIN:
+            raise Problem(503, TAKEN)
+        submits = await again([self._submits[index] for index in late])
+        if self.gone:
+            return
+        slots, requests = [_Slot(self, index, self._whole) for index in late], list(self.requests)
+        for index, slot in zip(late, slots, strict=True):
+            self.inboxes[index], self._incarnations[index] = slot, self._incarnation(self._submits[index])
+        for index, request in zip(late, self._gateway.submit(submits, slots), strict=True):
+            requests[index] = request
+        self.requests = tuple(requests)
 
     def mark(self, index: int) -> None:
         """There is something to take from inbox `index`."""
@@ -80,7 +125,20 @@ class RequestGroup:
             return []
         dirty, self._dirty = self._dirty, []
         taken = [(index, self.inboxes[index].take()) for index in dirty]
-        return [(index, delta) for index, delta in taken if delta is not None]
+        arrived = [(index, delta) for index, delta in taken if delta is not None]
+        return arrived if self._again is None else await self._in_time(arrived, self._again, patience_s)
+
+    async def _in_time(
+        self, arrived: list[tuple[int, Delta]], again: Again, patience_s: float | None
+    ) -> list[tuple[int, Delta]]:
+        """What arrived of requests that found their adapters; the others are made again once there is time for it."""
+        late = {index for index, delta in arrived if self._is_late(index, delta)}
+        self._late += sorted(late)
+        told = [(index, delta) for index, delta in arrived if index not in late]
+        if not self._late or self.open:
+            return told
+        await self._submit_again(again)
+        return told or await self.arrivals(patience_s)
 
     @property
     def open(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ import uvloop
 from pawl.actors.control import Ask
 from pawl.actors.control.state import GetLoad, GetLoads, GetState
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import (
     Accepted,
@@ -42,6 +43,8 @@ from pawl.http.info import ServerInfo
 from pawl.http.server import Server, open_socket
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.adapter import Named
+from pawl.loops.orders.adapters import LoadAdapter
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, Drain
 
@@ -124,6 +127,9 @@ class FakeEngine:
         """Every chat's prompt ends within the reasoning."""
         self.end_next: Cause | None = None
         """The next request ends with this before it has any token."""
+        self.num_unloads = 0
+        """So many of the next requests that name an adapter come when all have just been unloaded."""
+        self.num_loads = 0
         self.live: dict[int, _Live] = {}
         self.seen: list[Any] = []
         """Every message the gateway sent."""
@@ -160,6 +166,12 @@ class FakeEngine:
     def hold(self) -> None:
         self.held = True
 
+    def load(self, order: LoadAdapter) -> None:
+        """The one adapter that requests may name from now on."""
+        self.num_loads += 1
+        named = Named(order.name, self.num_loads, order.path, order.pinned)
+        self.gateway.receive(AdaptersNamed((named,)))
+
     def fall_silent(self) -> None:
         self.silent = True
 
@@ -186,6 +198,9 @@ class FakeEngine:
             case Ask(ticket, FlushCache()) if not self.mute:
                 text = "not flushed: requests are live" if self.live else "cache flushed"
                 self.gateway.receive(Reply(ticket, not self.live, text, {"running": len(self.live)}))
+            case Ask(ticket, LoadAdapter()) if not self.mute:
+                self.load(message.message)
+                self.gateway.receive(Reply(ticket, True))
             case Ask(ticket) if not self.mute:
                 self.gateway.receive(Reply(ticket, True, "done"))
         self._wake()
@@ -206,6 +221,10 @@ class FakeEngine:
         in_reasoning = self.in_reasoning and submit.chat is not None and bool(submit.reasoning_mark)
         self.gateway.receive(Accepted(submit.request, len(live.prompt), in_reasoning, prompt))
         cause, self.end_next = self.end_next, None
+        if submit.adapter and self.num_unloads:
+            self.num_unloads -= 1
+            self.gateway.receive(AdaptersNamed(()))
+            cause = Cause.INVALID
         if cause is not None:
             self._end(submit.request, cause, "")
 
