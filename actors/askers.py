@@ -45,9 +45,11 @@ class Askers:
         if outcome.after_steps and in_flight is not None:
             self._untold.append((in_flight, number, outcome))
         elif (asker := self._waiting.get(number)) is not None:
-            reply = Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts)
-            # In one line: who has an answer waits for none, wherever something fails.
-            _ = self._send(asker.reply_to, reply), self._waiting.pop(number)
+            self._tell(number, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
+
+    def _tell(self, number: int, reply: Reply) -> None:
+        # In one line: who has an answer waits for none, wherever something fails.
+        _ = self._send(self._waiting[number].reply_to, reply), self._waiting.pop(number)
 
     def settled(self, oldest: int | None) -> None:
         """Every step before `oldest` has come back, or was undone; None: all have."""
@@ -64,7 +66,8 @@ class Askers:
 
     def stopped(self, message: str) -> None:
         """Nobody is answered otherwise any more."""
-        self._end(set(self._waiting), message)
+        for number in sorted(self._waiting):
+            self._tell(number, Reply(self._waiting[number].ticket, False, message, unserved=True))
 
     def _end(self, numbers: Set[int], message: str) -> None:
         for number in sorted(numbers):

@@ -142,6 +142,37 @@ async def _flood(target: Target) -> None:
     await asyncio.gather(*(target.status(*completion()) for _ in range(100)))
 
 
+async def _adapters(target: Target) -> None:
+    """Adapters that come and go, each loaded twice at once, under requests that name them, some of which leave. Where
+    adapters are not enabled all of it is refused."""
+
+    async def one(name: str) -> None:
+        load = {"lora_name": name, "lora_path": f"ghost:{name}"}
+        await asyncio.gather(*(target.status("/load_lora_adapter", load, key=ADMIN_KEY) for _ in range(2)))
+        reader, writer = await target.post(*generate(lora_path=name, stream=True))
+        await reader.readline()
+        writer.transport.abort()
+        unload = target.status("/unload_lora_adapter", {"lora_name": name}, key=ADMIN_KEY)
+        await asyncio.gather(target.status(*generate(lora_path=name, text=MARK * 500)), unload)
+
+    await asyncio.gather(*map(one, ("a", "b", "c")))
+
+
+async def _weights(target: Target) -> None:
+    """Updates of a ghost's weights to what they are, several at once, ones that do not exist, and one whose client
+    leaves; a pause in the midst of them. Everybody else gets the same tokens."""
+    path = "/update_weights_from_disk"
+    sources = [{"model_path": source} for source in ("ghost", "ghost", "nowhere")]
+    _, writer = await target.post(path, sources[0], key=ADMIN_KEY)
+    await asyncio.sleep(0)
+    writer.transport.abort()
+    await target.status("/pause_generation", {"mode": "retract"}, key=ADMIN_KEY)
+    try:
+        await asyncio.gather(*(target.status(path, source, key=ADMIN_KEY) for source in sources))
+    finally:
+        await target.status("/continue_generation", {}, key=ADMIN_KEY)
+
+
 SIEGES: Mapping[str, Callable[[Target], Awaitable[None]]] = {
     "slow heads": _slow_heads,
     "slow bodies": _slow_bodies,
@@ -155,4 +186,6 @@ SIEGES: Mapping[str, Callable[[Target], Awaitable[None]]] = {
     "gone at each moment": _gone_at_each_moment,
     "questions": _questions,
     "flood": _flood,
+    "adapters": _adapters,
+    "weights": _weights,
 }

@@ -18,7 +18,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True, eq=False):
     message: str = ""
     body: dict[str, Any] = msgspec.field(default_factory=dict)
     unserved: bool = False
-    """Nobody answered, in time or at all: whoever asked has made this up."""
+    """Nobody answered, in time or at all: whoever asked has made this up, or the scheduler stops."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):

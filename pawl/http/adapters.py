@@ -13,7 +13,7 @@ from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Submit
 from pawl.actors.text.invalid import quoted
 from pawl.http.context import ServerContext
-from pawl.http.errors import Problem
+from pawl.http.errors import Problem, status_of
 from pawl.http.info import ServerInfo
 from pawl.http.streams import ask
 from pawl.loops.adapter import Named
@@ -95,7 +95,8 @@ async def _load_all(context: ServerContext, names: set[str]) -> None:
             if gateway.lost is not None or gateway.draining:
                 return
             if not told.ok and not any(words in told.message for words in _NOT_NOW):
-                raise Problem(400, f"adapter {quoted(adapter.name)} was unloaded: {told.message}", param="lora_path")
+                text = f"adapter {quoted(adapter.name)} was unloaded: {told.message}"
+                raise Problem(status_of(told), text, param="lora_path")
             why = why or ("" if _LOADED in told.message else told.message)
     if not names.isdisjoint(gateway.unloaded):
         raise Problem(503, f"an adapter was unloaded: {why or 'others have taken its place'}; try again later")

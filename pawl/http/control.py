@@ -22,7 +22,7 @@ from pawl.actors.text.invalid import quoted
 from pawl.http.adapters import split_model, why_no_name
 from pawl.http.body import decode_fields, is_raw, read_body
 from pawl.http.description import HasContext
-from pawl.http.errors import Problem, from_delta, json_response
+from pawl.http.errors import Problem, from_delta, json_response, status_of
 from pawl.http.metrics import CONTENT_TYPE, exposition
 from pawl.http.streams import RequestGroup, ask
 from pawl.lifecycle.request import SamplingParameters
@@ -212,8 +212,8 @@ class ControlRoutes(HasContext):
 
 def _undone(reply: Reply, status: int, shown: dict[str, Any], path: str) -> Response:
     """What was ordered was not done: the row's own words, with an error of the form that errors of this path have.
-    Where nobody answered it is 503, whatever the row says of refusals."""
-    problem = Problem(503 if reply.unserved else status, shown["error"]["message"])
+    Where nobody answered, or the server failed at it, the status says so, whatever the row says of refusals."""
+    problem = Problem(status_of(reply, status), shown["error"]["message"])
     done = {"success": False} if "success" in shown else {}
     return json_response(shown | done | problem.body_at(path), problem.status, problem.headers)
 

@@ -9,10 +9,15 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from pawl.actors.messages.adapters import UNREAD as ADAPTER_UNREAD
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Done, Refused
+from pawl.actors.messages.weights import UNEXCHANGED
+from pawl.actors.messages.weights import UNREAD as WEIGHTS_UNREAD
 from pawl.actors.sink import Delta
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.loops.recovery import FAILED_ORDER
 
 STATUS_OF_CAUSE: Mapping[Cause, int] = {
     Cause.CLIENT: 499,
@@ -47,6 +52,9 @@ MESSAGE_OF_CAUSE: Mapping[Cause, str] = {
 
 CODE_OF_CAUSE: Mapping[Cause, str] = {Cause.TOO_LONG: "context_length_exceeded"}
 """Where OpenAI's API has its own word for a cause; elsewhere the cause is the code."""
+
+FAILURES = (FAILED_ORDER, WEIGHTS_UNREAD, UNEXCHANGED, ADAPTER_UNREAD)
+"""Words of replies to orders at which the server itself has failed."""
 
 RETRY_AFTER_S = 1
 
@@ -125,6 +133,12 @@ DONE_EVENT = b"data: [DONE]\n\n"
 def error_event(problem: Problem) -> bytes:
     """The server-sent event for a failure that ends a stream under way, in OpenAI's shape."""
     return b"data: " + msgspec.json.encode(problem.body(openai=True)) + b"\n\n"
+
+
+def status_of(reply: Reply, refused: int = 400) -> int:
+    """Of an order that was not done: 503 where nobody answered, 500 where the server failed at it, else `refused`."""
+    failed = any(words in reply.message for words in FAILURES)
+    return 503 if reply.unserved else 500 if failed else refused
 
 
 def from_invalid(error: InvalidRequest) -> Problem:

@@ -55,3 +55,17 @@ def test_who_waits_for_steps_is_told_behind_them_although_something_fails(askers
     assert askers.told == []
     askers.settled(oldest=5)
     assert askers.told == [(1, True, "done")]
+
+
+def test_who_is_not_answered_before_the_end_is_told_that_nobody_has() -> None:
+    told: list[Reply] = []
+    askers = Askers(lambda who, reply: told.append(reply))
+    first, waiting = askers.open(ask(1)), askers.open(ask(2))
+    askers.answer(first, Outcome(False, "refused"), None)
+    askers.answer(waiting, Outcome(True, "done", after_steps=True), in_flight=4)
+    askers.stopped("it stopped")
+    askers.settled(None)
+    assert [(reply.ticket, reply.message, reply.unserved) for reply in told] == [
+        (1, "refused", False),
+        (2, "it stopped", True),
+    ]

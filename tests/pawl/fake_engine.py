@@ -47,6 +47,7 @@ from pawl.loops.adapter import Named
 from pawl.loops.orders.adapters import LoadAdapter
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, Drain
+from pawl.loops.recovery import FAILED_ORDER
 
 T = TypeVar("T")
 
@@ -121,6 +122,7 @@ class FakeEngine:
         """Requests get no token at all."""
         self.mute = False
         """Answers no ask, ends no aborted request."""
+        self.fails_orders = False
         self.script = ""
         """What every request says, if it is anything; it ends there."""
         self.in_reasoning = False
@@ -191,6 +193,8 @@ class FakeEngine:
                     self._end(request, cause, text)
             case Drain(grace_s):
                 asyncio.get_running_loop().call_later(grace_s, self._drain)
+            case Ask(ticket) if self.fails_orders:
+                self.gateway.receive(Reply(ticket, False, FAILED_ORDER))
             case Ask(ticket, GetState()) if not self.mute:
                 self.gateway.receive(Reply(ticket, True, body=self._state()))
             case Ask(ticket, GetLoads() | GetLoad()) if not self.mute:

@@ -7,11 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
+from pawl.actors.messages.control import Reply
 from pawl.http.completions import CompletionRenderer
-from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
+from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem, status_of
 from pawl.http.generation import NAMES
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.orders.requests import Abort
+from pawl.loops.recovery import FAILED_ORDER
 from tests.pawl.fake_engine import Served
 
 JSON = {"content-type": "application/json"}
@@ -307,3 +309,33 @@ def test_names_are_replaced_by_their_longest_known_beginning() -> None:
     assert renamed.message == "text.format.schema or text.format.type, not most."
     assert renamed.param == "n_max[1].x"
     assert problem.renamed({}).message == problem.message
+
+
+@pytest.mark.parametrize(
+    ("message", "unserved", "status"),
+    [
+        ("not flushed: requests are live", False, 409),
+        ("the scheduler did not answer within 5 s", True, 503),
+        ("the engine stopped: stopped", True, 503),
+        (FAILED_ORDER, False, 500),
+        (f"replica 2: {FAILED_ORDER}", False, 500),
+        ("the server failed to read the weights: KeyError", False, 500),
+        ("the server failed to read the adapter: KeyError", False, 500),
+        ("the worker failed to exchange the weights: ranks were lost", False, 500),
+    ],
+)
+def test_an_order_that_was_not_done_is_the_clients_fault_only_where_it_was_refused(
+    message: str, unserved: bool, status: int
+) -> None:
+    assert status_of(Reply(1, False, message, unserved=unserved), 409) == status
+
+
+def test_an_order_at_which_the_server_fails_is_a_500(client: httpx.Client, served: Served) -> None:
+    served.engine.fails_orders = True
+    try:
+        for path in ("/flush_cache", "/load_lora_adapter", "/v1/unload_lora_adapter"):
+            fields = {"lora_name": "x"} if "unload" in path else {"lora_name": "x", "lora_path": "y"}
+            answer = client.post(path, json=fields if "lora" in path else {})
+            assert (answer.status_code, answer.json()["error"]["message"]) == (500, FAILED_ORDER)
+    finally:
+        served.engine.fails_orders = False
