@@ -257,7 +257,9 @@ class EngineServer:
         from pawl.engine import Engine
 
         parts = self._load(report) if self._load is not None else load(self._config, report)
-        return Engine(self._config, on_failure=self._engine_failed, parts=parts)
+        engine = Engine(self._config, on_failure=self._engine_failed, parts=parts)
+        gc.collect()  # nothing else runs meanwhile: the watchdog, once it is started, would say so
+        return engine
 
     def _open(self, engine: Engine, listener: socket.socket, on_ready: OnReady | None) -> None:
         """Let the application of the engine, which runs, answer from now on."""
@@ -277,9 +279,7 @@ class EngineServer:
         )
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        # What is loaded stays: a collection of garbage, during which nothing else runs, need not look at it each time.
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # what is loaded stays, and need not be looked at each time that garbage is collected
         if on_ready is not None:
             on_ready(url, engine.parts.abilities)
         log.info("serving", url=url, **engine.parts.summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ import uvloop
 from pawl.build.ghost import load_ghost
 from pawl.build.parts import Parts
 from pawl.config import ServerConfig, build_config
+from pawl.engine import Engine
 from pawl.gpu.step_runner import Abilities
 from pawl.http.server import EngineServer, open_socket
 from tests.pawl.ghost_server import PATIENCE_S
@@ -127,6 +129,26 @@ def test_a_server_that_is_stopped_once_its_model_is_there_is_not_opened(
         loading.go_on.set()
         assert loading.status.result(PATIENCE_S) == 0
         assert loading.ready == []
+
+
+def test_garbage_is_collected_before_anybody_watches_how_the_event_loop_turns(
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as that takes, nothing else runs; what is there then is not looked at again."""
+    done: list[str] = []
+    collect, freeze, start = gc.collect, gc.freeze, Engine.start
+    monkeypatch.setattr("pawl.http.server.gc.collect", lambda: done.append("collected") or collect())
+    monkeypatch.setattr("pawl.http.server.gc.freeze", lambda: done.append("frozen") or freeze())
+
+    def started(engine: Engine, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        done.append("started")
+        start(engine, loop)
+
+    monkeypatch.setattr(Engine, "start", started)
+    with Loading(config) as loading:
+        loading.go_on.set()
+        until_ready(loading.url)
+        assert done == ["collected", "started", "frozen"]
 
 
 def test_what_loading_raises_ends_the_server(config: ServerConfig) -> None:
