@@ -61,6 +61,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kill: int = 0
     freeze: int = 0
     part: int = 0
+    in_work: bool = False
+    """Processes are lost only while they have work that would be seen to be missing, as the scenario has it."""
     may_crash: Collection[str] | None = None
     """Names of the actors that may crash; None: all."""
     late_s: float = 5.0

@@ -34,6 +34,8 @@ computed elsewhere, in which long and short ones are computed beside each other,
 come and go, and in which one session has many turns."""
 FAILING = 0.1
 """Share of the workloads in whose runs a line may raise."""
+LOSING = 0.75
+"""Share of the workloads of several replicas, each a process, in whose runs one is lost in the middle of a request."""
 SPRINKLED = 0.4
 """Share of those in which requests ask something of their tokens, as others do."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
@@ -182,7 +184,8 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     """In one workload of three steps are lost, in another one clocks err, up to `task.faults` times, some have both;
     in one of eight an actor may crash, in one of three where others may go on without it; in one of five whole
     processes are lost, where there are some; in one of twelve a token of the worker means nothing. In one of ten, where
-    the engine goes on to the end, a line of a handler raises, beside lost steps alone."""
+    the engine goes on to the end, a line of a handler raises, beside lost steps alone. In three of four others in which
+    several replicas are processes, one is lost that is in the middle of a request."""
     from pawl.actors.simulation.faults import FaultKind
     from pawl.actors.simulation.processes import WHOLE
     from pawl.testing import Faults
@@ -199,6 +202,10 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
     goes_on = workload.closing is None and workload.shape.rank_hosts == 1  # a host that dies may end its engine
     if task.faults and goes_on and Seeded((seed << 32) + 2).chance(FAILING):
         return Faults(strike=strike, fail=1)
+    own = Seeded((seed << 32) + 3)
+    losing = task.faults > 0 and workload.processes and workload.shape.replicas > 1 and own.chance(LOSING)
+    if losing:
+        whole = own.pick(WHOLE)
     return Faults(
         strike=strike,
         garble=count if garbled else 0,
@@ -209,6 +216,7 @@ def faults_of(task: Task, seed: int, workload: Workload) -> Faults:
         kill=count if whole is FaultKind.KILL else 0,
         freeze=count if whole is FaultKind.FREEZE else 0,
         part=count if whole is FaultKind.PART else 0,
+        in_work=losing,
     )
 
 

@@ -159,7 +159,11 @@ class Cluster(Case):
         if self.closing or self.desk.wants_stop:
             return []
         gone = set() if self.starter is None else self.starter.gone
-        return [process_of(each.names.scheduler) for each in self.replicas if not each.lost and each.names not in gone]
+        there = [each for each in self.replicas if not each.lost and each.names not in gone]
+        if self.system.faults.faults.in_work and self.router is not None:
+            begun = {routed.replica for routed in self.router.routed.values() if routed.tokens}
+            there = [each for each in there if each.names.replica in begun]
+        return [process_of(each.names.scheduler) for each in there]
 
     def _process_lost(self, process: str) -> None:
         """The front has given it up. Others that have a link with it see that end."""

@@ -45,6 +45,8 @@ LONG_ENOUGH = 10
 """Tokens of a request whose output is to repeat itself."""
 MOST_FILLED = 256
 """Tokens of a request for an edge's sake: who has fixed a larger server would wait for them in each schedule."""
+MOST_OUTLIVED = 12
+"""Tokens of a request that is to outlive its replica."""
 replace = msgspec.structs.replace
 
 
@@ -196,6 +198,20 @@ def _few_may_wait(workload: Workload, source: Source) -> Workload:
     return replace(workload, arrivals=tuple(arrivals), controls=(order, *workload.controls))
 
 
+def _outlive_their_replica(workload: Workload, source: Source) -> Workload:
+    """Where there are several replicas requests are long, each a process, so that who is lost has given out a part."""
+    shape = workload.shape
+    if not shape.replicas > 1 or workload.closing is not None:
+        return workload
+    arrivals = [
+        replace(each, max_new_tokens=source.within(min(4, most), most))
+        if (most := min(shape.room - len(each.prompt), MOST_OUTLIVED)) > 0 and not each.embed
+        else each
+        for each in workload.arrivals
+    ]
+    return replace(workload, arrivals=tuple(arrivals), processes=True)
+
+
 def _of_the_start(source: Source) -> Control:
     name, weights = source.pick((None, None, *AGAIN)), GhostWeights()
     aborts = source.chance(0.2)
@@ -227,5 +243,6 @@ EDGES: tuple[tuple[Callable[[Workload, Source], Workload], float], ...] = (
     (_adapters_come_and_go, 0.25),
     (_weights_keep_their_names, 0.08),
     (_few_may_wait, 0.08),
+    (_outlive_their_replica, 0.8),
 )
 """What makes it, and in what share of those that have none of the edges before."""

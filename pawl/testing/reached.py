@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pawl.actors.control import ROWS, row_of
 from pawl.actors.simulation.faults import FaultKind
 from pawl.lifecycle.machines.weight_group import GroupEvent
-from pawl.lifecycle.records import Checkpoint
+from pawl.lifecycle.records import Checkpoint, Submitted
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.remote_prefill import RemotePrefill
@@ -60,6 +60,7 @@ EVENTS = (
         "stale token",
         "full mailbox",
         "lost replica",
+        "resumed request",
         "added replica",
         "replica that left",
         "prefix hit",
@@ -107,6 +108,9 @@ def _events_of(replica: SimulatedReplica) -> dict[str, int]:
         "two lost steps": counters.steps_lost > 1,
         "stale token": counters.dropped_tokens,
         "prefix hit": counters.cached_tokens,
+        "resumed request": sum(
+            isinstance(record, Submitted) and record.num_retractions > 0 for record in replica.trace.records
+        ),
         "wrong draft": counters.draft_tokens - counters.accepted_tokens,
         "right draft": counters.accepted_tokens,
         "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),

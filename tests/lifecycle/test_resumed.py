@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
 
+from pawl.actors.simulation.case import Case
+from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.exploration import explore
 from pawl.lifecycle.records import (
     Answered,
     Checkpoint,
@@ -21,7 +25,11 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.resumed import GoneOn, Held, Name, Replica, gone_on, replica_of
 from pawl.lifecycle.states import Cause, Event, State
+from pawl.testing.exploring import STRATEGIES, most_steps, scenario_of
 from tests.lifecycle.story import Segment, planned, started, submitted
+from tests.mutants.in_replicas import REPLICAS
+from tests.mutants.mutant import planted
+from tests.mutants.places import SCHEDULES, place_of
 
 PROMPT = [1, 2, 3]
 
@@ -186,3 +194,20 @@ def test_behind_what_is_lost_or_no_record_nothing_is_known(gap: Record) -> None:
     found = replica_of([*begun, gap, last])
     assert found is not None
     assert [len(held.output) for held in found.held] == [8]
+
+
+@pytest.mark.parametrize("name", ["last_known_token_is_another", "what_came_with_a_request_is_recorded_as_its_prompt"])
+def test_defects_of_what_comes_with_a_request_show_in_the_traces_of_a_simulated_run(name: str) -> None:
+    """Whichever property names them first there."""
+    place, cases = place_of(name), list[Any]()
+    scenario = scenario_of(place.workload, place.faults)
+
+    def kept(source: ChoiceSource) -> Case:
+        cases.append(scenario(source))
+        return cast(Case, cases[-1])
+
+    with planted(next(mutant for mutant in REPLICAS if mutant.name == name)):
+        strategy = STRATEGIES[place.strategy](place.seed)
+        explore(kept, strategy, SCHEDULES, max_steps=most_steps(place.workload), most_shrink_runs=0)
+    (fault,) = compared(*(replica.trace.records for replica in cases[-1].replicas)).faults
+    assert fault.endswith("not what the one before it had recorded")

@@ -13,6 +13,7 @@ from pawl.actors.routed import Routed
 from pawl.actors.router import Router
 from pawl.actors.scaling import scaled
 from pawl.actors.scheduler import Scheduler
+from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.numbers import passed
 from tests.mutants.mutant import Edit, Group, Mutant
 
@@ -33,6 +34,22 @@ REPLICAS = (
         "stream_equals_result",
         "The token that was passed on last is not among those that the next replica knows.",
         Edit(Routed.again, "np.array(self.tokens, np.int32)", "np.array(self.tokens[:-1], np.int32)"),
+    ),
+    _mutant(
+        "last_known_token_is_another",
+        "observability_conservation",
+        "The token that was passed on last is told to the next replica as the first one.",
+        Edit(
+            Routed.again,
+            "output=np.array(self.tokens, np.int32)",
+            "output=np.array([*self.tokens[:-1], *self.tokens[: len(self.tokens) > 0]], np.int32)",
+        ),
+    ),
+    _mutant(
+        "what_came_with_a_request_is_recorded_as_its_prompt",
+        "observability_conservation",
+        "The next replica goes on from what it was told, and its trace has the beginning of the prompt in that place.",
+        Edit(Journal.submitted, "output=output,", "output=tokens[: len(output)],"),
     ),
     _mutant(
         "bound_of_affinity_is_ignored",

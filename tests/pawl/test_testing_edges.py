@@ -40,6 +40,7 @@ def edges_of(drawn: Workload, found: Workload) -> set[str]:
         "adapters go": lambda one: any(isinstance(each.body, UnloadAdapter) for each in one.controls),
         "weights again": lambda one: any(_is_of_the_start(each.body) for each in one.controls),
         "few may wait": lambda one: any(isinstance(each.body, SetInternalState) for each in one.controls),
+        "outlive": lambda one: one.processes and one.shape.replicas > 1,
         "scored": lambda one: any(each.prompt_logprobs for each in one.arrivals),
     }
     return {name for name, has in names.items() if has(found) and not has(drawn)}
@@ -58,7 +59,7 @@ def _is_special(arrival: Arrival) -> bool:
 def test_every_edge_is_met_now_and_then_and_the_server_stays() -> None:
     counts: Counter[str] = Counter()
     for seed in SEEDS:
-        drawn = crowding(seed, speculate="ngram", max_loras=1, max_loaded_loras=2)
+        drawn = crowding(seed, speculate="ngram", max_loras=1, max_loaded_loras=2, replicas=2)
         found = edged(drawn, seed)
         assert found == edged(drawn, seed)
         assert found.shape == drawn.shape
