@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words
 from pawl.gpu.grammars.compiling import SECONDS, TriedOut
@@ -114,23 +119,60 @@ def _reason(error: Exception) -> str:
 
 def _library() -> Any:
     """The module. It imports transformers and torch, which takes seconds and hundreds of megabytes, for the names of a
-    few classes and one type: where they are not loaded already, empty modules stand in their place meanwhile."""
-    if "xgrammar" not in sys.modules:
-        absent = [name for name in ("torch", "transformers") if name not in sys.modules]
-        stand_ins: dict[str, Any] = {name: _Names(name) for name in absent}
-        try:
+    few classes and one type: where they are not loaded already, this thread gets empty modules in their place. Other
+    threads may import the real ones meanwhile, as for an adapter that is loaded at the start."""
+    with _IMPORTING:
+        if "xgrammar" not in sys.modules:
             # What it stands on can do without torch, if that cannot be imported.
-            sys.modules.update(dict.fromkeys(stand_ins, cast(ModuleType, None)))
-            import tvm_ffi  # noqa: F401
+            with _absent():
+                import tvm_ffi  # noqa: F401
 
-            sys.modules.update(stand_ins)
-            import xgrammar
-        finally:
-            for name in absent:
-                del sys.modules[name]
+                with _stood_in_for():
+                    import xgrammar
     import xgrammar
 
     return xgrammar
+
+
+_IMPORTING = threading.Lock()
+_REPLACED = ("torch", "transformers")
+
+
+@contextmanager
+def _absent() -> Iterator[None]:
+    """For this thread those that are not loaded cannot be imported."""
+    finder = _Absent(threading.get_ident())
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _Absent(MetaPathFinder):
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in _REPLACED and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{name} is not loaded for this", name=name)
+
+
+@contextmanager
+def _stood_in_for() -> Iterator[None]:
+    """Statements of this thread that import one which is not loaded get an empty module. None is among those that are
+    loaded, where other threads would find it."""
+    plain, thread = builtins.__import__, threading.get_ident()
+
+    def imported(name: str, *how: Any, **named: Any) -> ModuleType:
+        own = threading.get_ident() == thread and name in _REPLACED and name not in sys.modules
+        return _Names(name) if own else plain(name, *how, **named)
+
+    builtins.__import__ = imported
+    try:
+        yield
+    finally:
+        builtins.__import__ = plain
 
 
 class _Names(ModuleType):
