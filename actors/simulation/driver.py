@@ -36,7 +36,7 @@ class SimulatedDriver:
 
     def make_ready(self) -> None:
         """There is something to do; not before the outbox is empty."""
-        if not (self._queued or self._halted) and not (self._outbox is not None and self._sending()):
+        if not (self._queued or self._halted or self._sending()):
             self._queued = True
             self._network.ready.append(self)
 
@@ -84,13 +84,5 @@ class SimulatedDriver:
 
     def rearm(self) -> None:
         """After a step, and when the outbox has become empty: line up again, or wait to be woken."""
-        if self._outbox is not None and self._sending():
-            return
         if self.cell.busy() or not self.cell.mailbox.park():
-            self.make_ready()
-
-    def wake_if_due(self, now: float) -> None:
-        """The clock went on."""
-        due = self.cell.deadline()
-        if due is not None and due <= now:
             self.make_ready()

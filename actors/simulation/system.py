@@ -195,7 +195,7 @@ class SimulatedSystem(LocalSystem):
         self.now_s, self._everything = until, True
         due = [driver for driver in self.drivers if (at := driver.cell.deadline()) is not None and at <= until]
         for driver in sorted(due, key=lambda driver: driver.cell.deadline() or 0.0):
-            driver.wake_if_due(until)
+            driver.make_ready()
 
     def run(
         self, until: Callable[[], bool] | None = None, *, timeout_s: float | None = None, max_steps: int = MOST_STEPS

@@ -119,6 +119,37 @@ def test_one_that_is_added_has_the_memory_that_one_of_the_others_could_not_relea
     assert len(present.orders(None)) == 1
 
 
+@pytest.mark.parametrize("unserved", [True, False])
+def test_memory_that_nobody_has_released_is_not_what_one_that_is_added_lacks(unserved: bool) -> None:
+    router, _, _ = routed(2)
+    router.receive(Ask(9, ReleaseMemory(tags=(MemoryTag.KV_CACHE,)), FRONT.gateway))
+    for number in (2, 1):
+        router.receive(Reply(router.fleet.questions.asks._next_ticket - number, False, unserved=unserved))
+    assert router.fleet.questions.present.orders(None) == []
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_as_many_as_are_wanted_are_called_back_and_no_more(wanted: int) -> None:
+    router, context, _ = routed(3)
+    for request in range(1, 7):
+        router.receive(asked(request))
+    scale(router, context, 1, grace_s=5.0)
+    assert len(router.fleet.size.leaving) == 2
+    assert scale(router, context, wanted).body["leaving"] == 3 - wanted
+    assert (len(router.fleet.size.leaving), len(router.fleet.size.taking)) == (3 - wanted, wanted)
+
+
+def test_for_one_that_is_lost_one_of_those_that_leave_is_called_back() -> None:
+    router, context, _ = routed(4)
+    for request in range(1, 9):
+        router.receive(asked(request))
+    scale(router, context, 2, grace_s=5.0)
+    size = router.fleet.size
+    first, last = size.leaving
+    is_lost(router, context, size.taking[0].number)
+    assert (size.leaving, len(size.taking), first in size.taking) == ([last], 2, True)
+
+
 def test_memory_that_one_lacks_is_told_until_it_has_it_or_leaves() -> None:
     router, context, _ = routed(2)
     told: list[tuple[MemoryTag, ...]] = []

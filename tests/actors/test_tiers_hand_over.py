@@ -327,3 +327,16 @@ def test_no_damage_goes_unseen(page_bytes: int, seed: int, data: st.DataObject) 
 def test_a_page_under_another_name_has_another_checksum() -> None:
     pages = np.zeros((1, PAGE_BYTES), np.uint8)
     assert checksums(KEYS[:1], pages) != checksums(KEYS[1:2], pages)
+
+
+@pytest.mark.parametrize("length", range(1, 80))
+def test_a_page_of_any_length_has_a_checksum_of_all_its_bytes_and_of_its_name(length: int) -> None:
+    page = np.arange(1, length + 1, dtype=np.uint8)
+    sums = {int(checksums([key], [page])[0]) for key in KEYS[:2]}
+    for place in range(length):
+        changed = page.copy()
+        changed[place] += 100
+        sums.add(int(checksums(KEYS[:1], [changed])[0]))
+    assert len(sums) == 2 + length
+    padded = np.concatenate((page, np.zeros(-length % 8, np.uint8)))
+    assert checksums(KEYS[:1], [padded]) == checksums(KEYS[:1], [page])

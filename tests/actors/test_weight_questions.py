@@ -51,7 +51,9 @@ def test_weights_are_compared_with_a_snapshot_under_the_names_of_products(
     runner, stored = runner_of(path, backend), load_file(path / "model.safetensors")
     questions, product = WeightQuestions(runner), "model.layers.1.mlp.gate_up_proj.weight"
     questions.answer(CheckWeights(action="snapshot"))
-    (before,) = questions.answer(CheckWeights()).facts["ranks"]
+    asked = questions.answer(CheckWeights())
+    (before,) = asked.facts["ranks"]
+    assert asked.ok
     runner.stage(1, FromTensors(stored))
     runner.swap(1)
     assert questions.answer(CheckWeights(action="compare")).ok

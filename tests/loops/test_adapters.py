@@ -399,3 +399,23 @@ def test_an_engine_without_slots_says_how_to_have_some(order: Order) -> None:
     driver = Driver()
     driver.intake.deliver(order, 0.0, 1)
     assert "--enable-lora" in driver.outcome_of[1].message
+
+
+def test_no_more_stay_loaded_than_may_be_where_the_loop_fails_as_one_more_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(max_loras=3, max_loaded_loras=2)
+    server.loaded("a", "b")
+    number = server.load("c")
+    server.turn()
+
+    def fails(now: float) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.keeper, "_make_room", fails)
+        with pytest.raises(MemoryError):
+            server.answer_readings()
+    server.keeper.recovered(server.now)
+    assert [adapter.name for adapter in server.keeper.named()] == ["b", "c"]
+    assert server.outcome_of[number].ok

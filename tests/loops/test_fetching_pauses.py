@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pawl.gpu.ghost.oracle import expected
+from pawl.lifecycle.states import State
 from tests.loops.test_fetching import PROMPT, TierDriver
 
 OTHERS = [[start, *PROMPT] for start in range(3)]
@@ -30,3 +31,17 @@ def test_who_answers_late_is_waited_for_though_another_has_answered() -> None:
     assert len(driver.fetches) == 3
     for request, prompt in zip([*late, alone], OTHERS, strict=True):
         assert driver.output_of[request] == expected(prompt, 2)
+
+
+def test_all_that_wait_for_one_fetch_go_on_without_it_when_its_lease_has_ended() -> None:
+    driver = TierDriver(num_pages=128)
+    driver.know(PROMPT)
+    waiting = [driver.submit(PROMPT, count) for count in (2, 3, 4)]
+    assert not driver.step()
+    (order,) = driver.fetches
+    assert {driver.state(request) for request in waiting} == {State.QUEUED_FETCHING}
+    driver.tiers.fetching.expired(order.ticket, driver.now)
+    assert {driver.state(request) for request in waiting} == {State.QUEUED}
+    driver.tiers.fetching.fenced(order.ticket, driver.now)
+    driver.run()
+    assert [driver.output_of[request] for request in waiting] == [expected(PROMPT, count) for count in (2, 3, 4)]

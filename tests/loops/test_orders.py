@@ -7,10 +7,11 @@ import pytest
 from pawl.features.request import GRAMMARS
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.numbers import LONG
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.records import Submitted, Transition
+from pawl.lifecycle.states import Cause, Event
 from pawl.loops.intake import Order, Outcome, WaitEnds
 from pawl.loops.orders.cache import FlushCache
-from pawl.loops.orders.grammars import GrammarReady
+from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, Drain, EndAll, Finish
 from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.sessions import CloseSession, ExpireSession, OpenSession
@@ -159,3 +160,28 @@ def test_a_stop_string_in_output_of_a_lost_replica_ends_a_request_wherever_it_wa
     assert driver.cause(request) is Cause.STOP_STRING
     driver.run()
     assert not driver.loop.table.row_of
+
+
+def test_a_grammar_that_cannot_be_used_ends_its_request_then_with_what_is_wrong_with_it() -> None:
+    driver = Driver(max_running=1)
+    request = driver.submit([1, 2], 5, grammar=GRAMMARS[0])
+    driver.intake.deliver(GrammarFailed(request, "no rule of that name"), 7.5)
+    ending = driver.ending_of[request]
+    assert (ending.cause, ending.message) == (Cause.GRAMMAR, "no rule of that name")
+    (end,) = [each for each in driver.records if isinstance(each, Transition) and each.event is Event.ABORT]
+    assert end.time == 7.5
+    driver.intake.deliver(GrammarFailed(request, "again"), 8.0)
+    assert not driver.loop.table.row_of
+
+
+def test_who_is_refused_before_anything_runs_leaves_its_row_to_the_next() -> None:
+    """No step names it: nothing has to come back first."""
+    driver = Driver(max_queued=1)
+    first = driver.submit([1, 2], 5)
+    for _ in range(3):
+        refused = driver.submit([3, 4], 5)
+        assert driver.cause(refused) is Cause.OVERLOADED
+    rows = [each.row for each in driver.records if isinstance(each, Submitted)]
+    assert rows[1:] == [rows[1]] * 3
+    driver.run()
+    assert driver.cause(first) is Cause.LENGTH

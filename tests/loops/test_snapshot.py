@@ -170,6 +170,13 @@ def leaves(plain: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
+def at(plain: Any, path: Sequence[Any]) -> Any:
+    """What stands there."""
+    for step in path:
+        plain = plain[step]
+    return plain
+
+
 def with_another(state: bytes, path: tuple[Any, ...]) -> bytes:
     """The state, with something else there."""
     plain = msgspec.msgpack.decode(state)
@@ -251,3 +258,19 @@ def test_a_run_begins_at_the_record_of_its_checkpoint_and_at_no_other(shape: str
         part["more"] = 1
         with pytest.raises((Diverged, Impossible)):
             Replay.begin(msgspec.structs.replace(checkpoint, state=msgspec.msgpack.encode(forged)))
+
+
+SET = ("limits.now.", "memory.slots.", "policy.")
+"""Settings, slots that are free, and a seed: numbers that a loop begins with."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_loop_begins_with_nothing(shape: str) -> None:
+    """Every number of which a checkpoint says how far it is is 0 before anything was done, but for the first step's."""
+    driver = Driver(**SHAPES[shape])
+    state = msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot.snapshot_of(driver.intake)))
+    begun = {".".join(map(str, path)): at(state, path) for path in leaves(state)}
+    numbers = {name: value for name, value in begun.items() if isinstance(value, int | float)}
+    assert len(numbers) > 40
+    counted = {name: value for name, value in numbers.items() if value and not name.startswith(SET)}
+    assert counted == {"memory.epoch": 1, "limits.times.mixed": StepTimes().mixed}
