@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pawl.actors.messages.control import TraceLoss
-from pawl.actors.recorder import FLUSH_S, MAX_BATCH, RETRY_S, Flush, Recorder, Records, TraceSink
+from pawl.actors.recorder import FLUSH_S, MAX_BATCH, RETRY_S, Recorder, Records, TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.manual import ManualContext
@@ -282,7 +282,7 @@ def test_a_flush_that_fails_is_contained_and_the_next_one_writes(
     context.deliver(Records((Digest(1, 1),)))
     with monkeypatch.context() as failing:
         failing.setattr(TraceWriter, "flush", lambda writer: 1 // 0)
-        context.deliver(Flush())
+        context.advance(FLUSH_S)  # the timer that was set
     assert (target.num_contained, written(tmp_path)) == (1, [])
     context.deliver(Records((Digest(2, 2),)))
     context.advance(FLUSH_S)
