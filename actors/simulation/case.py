@@ -43,6 +43,9 @@ class Case:
     def at_rest(self) -> None:
         """Check what must hold when nothing can happen any more, or when `done` has ended the run."""
 
+    def too_long(self) -> None:
+        """The run has not come to rest in all its steps: raise what is wrong, where that can be told."""
+
     def done(self) -> bool | None:
         """True ends the run here; False at rest is a failure (`Unfinished`). None: whenever it rests."""
         return None

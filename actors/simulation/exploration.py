@@ -84,6 +84,7 @@ def drive(case: Case, *, max_steps: int = MOST_STEPS, on_state: Callable[[Hashab
         if on_state is not None:
             on_state(case.state())
     else:
+        case.too_long()
         raise Endless(max_steps, system.dump())
     case.at_rest()
 

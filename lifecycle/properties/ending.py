@@ -233,6 +233,8 @@ class AbortIsTotal(Property):
         if record.kind == "abort":
             self._told = True
             self._asked |= _requests(record) - self._ended
+        elif record.kind == "end_all":
+            self._asked |= history.open.keys()
         return ()
 
     @on(Submitted)

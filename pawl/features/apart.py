@@ -23,7 +23,7 @@ def _prefill_ranks(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
 FEATURES: tuple[Feature, ...] = (
     Feature(
         "prefill replicas",
-        ("prefillers", "prefill_lease_s"),
+        ("prefillers", "prefill_lease_s", "prefill_pages"),
         _prefillers,
         ("schedule_equivalence", "stream_equals_result", "auxiliary_conservation", "bounded_progress"),
         settings=("disaggregate", "prefill_lease_s", "page_transport"),

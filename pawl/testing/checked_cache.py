@@ -12,7 +12,7 @@ import numpy as np
 
 from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
-from pawl.memory.prefix.events import Block
+from pawl.memory.prefix.events import Block, Removed, Stored
 from pawl.testing.parts import Checked
 
 
@@ -46,7 +46,7 @@ class CheckedCache(Checked):
     def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> Hold:
         with self._calling("match_and_hold"):
             hold: Hold = self._part.match_and_hold(tokens, namespace, priority)
-        pages = hold.pages.tolist()
+        pages = self._pages_of("match_and_hold", hold, "pages")
         if hold.num_tokens > len(tokens) or hold.num_tokens != len(pages) * self._part.page_size:
             what = f"matched {hold.num_tokens} tokens with {len(pages)} pages, and was asked for {len(tokens)}"
             raise self._fail("match_and_hold", what)
@@ -70,10 +70,11 @@ class CheckedCache(Checked):
     def insert(
         self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
     ) -> Insertion:
-        held = NO_PAGES if hold is None else hold.pages
+        held, before = NO_PAGES if hold is None else hold.pages, self._num_events
         with self._calling("insert"):
             done: Insertion = self._part.insert(tokens, pages, namespace, hold, fence, priority)
-        adopted = set(done.adopted.tolist())
+        adopted = set(self._pages_of("insert", done, "adopted"))
+        self._pages_of("insert", done.hold, "pages")
         if not adopted <= set(pages.tolist()):
             raise self._fail("insert", f"adopted {sorted(adopted)}, and was offered {pages.tolist()}")
         again = sorted(adopted & self._pages)
@@ -81,6 +82,7 @@ class CheckedCache(Checked):
         content = self._told("insert", "does not say that it took")
         if again:
             raise self._fail("insert", f"adopted page {again[0]}, which it has already")
+        self._check_events("insert", before, Stored, adopted)
         self._offered(done, tokens, namespace, adopted)
         self._holders.subtract(held.tolist())
         self._touched(np.concatenate((held, done.adopted)), fence)
@@ -122,10 +124,10 @@ class CheckedCache(Checked):
 
     def _gives_back(self, verb: str, *arguments: int) -> Eviction:
         """`arguments`: how many are wanted at the least, where not all are."""
-        evictable = self._part.evictable
+        evictable, before = self._part.evictable, self._num_events
         with self._calling(verb):
             gone: Eviction = getattr(self._part, verb)(*arguments)
-        pages = gone.pages.tolist()
+        pages = self._pages_of(verb, gone, "pages")
         self._check_known(verb, pages, "gave back")
         self._check_leaving(verb, pages)
         self._pages.difference_update(pages)
@@ -139,11 +141,34 @@ class CheckedCache(Checked):
             raise self._fail(verb, what)
         self._check_count(verb)
         self._check_content(verb, content)
+        if verb == "evict":
+            self._check_events(verb, before, Removed, set(pages))
         due = min((evictable, *arguments))
         if len(pages) < due:
             what = f"gave back {len(pages)} pages, and said that {due} of those wanted were evictable"
             raise self._fail(verb, what)
         return gone
+
+    def _pages_of(self, verb: str, returned: Any, name: str) -> list[int]:
+        """The pages of what a call returned, which are an array."""
+        pages = getattr(returned, name, None)
+        if not isinstance(pages, np.ndarray) or pages.dtype.kind != "i":
+            raise self._fail(verb, f"returned {returned!r:.80}, whose `{name}` are no array of page numbers")
+        numbers: list[int] = pages.tolist()
+        return numbers
+
+    @property
+    def _num_events(self) -> int:
+        return len(self._part.events or ())
+
+    def _check_events(self, verb: str, before: int, kind: type[Stored | Removed], pages: set[int]) -> None:
+        """Whoever listens is told of each page that came or left: nothing below the device knows of it otherwise."""
+        if self._part.events is None:
+            return
+        told = [page for each in self._part.events[before:] if isinstance(each, kind) for page in each.pages.tolist()]
+        if sorted(told) != sorted(pages):
+            what = f"tells with its `events` that pages {told} are {kind.__name__.lower()}, and {sorted(pages)} are"
+            raise self._fail(verb, what)
 
     def _check_leaving(self, verb: str, pages: Sequence[int]) -> None:
         """Each leaves once, nobody holds it, and what goes on from it leaves as well."""

@@ -220,6 +220,15 @@ class Cluster(Case):
             self._stop()
         return None
 
+    def too_long(self) -> None:
+        for replica in self.replicas:
+            in_flight = replica.scheduler.loop.in_flight
+            if in_flight and not replica.lost:
+                raise PropertyFailed("bounded_progress", f"step {in_flight[0].step} was launched and never ends", None)
+        for client in self.desk.clients:
+            if client.request is not None and not (client.is_over or client.num_ends):
+                raise PropertyFailed("bounded_progress", "it is never answered", client.request)
+
     def _stop(self) -> None:
         self.closing = True
         self.system.begin_stop(stop_order(self._specs))

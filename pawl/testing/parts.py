@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.loop import Loop
 from pawl.loops.policy import Policy, Waiting
+from pawl.loops.queues import Queues
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.subject.watchdog import Hung, limited
 
@@ -57,6 +58,9 @@ class Checked:
         self.report: Report = lambda error: None
         """Is told what the part did wrong, when it does."""
 
+    def __str__(self) -> str:
+        return f"your {self.kind} {self._name}"
+
     def _fail(self, verb: str, what: str) -> PartFailed:
         """What to raise; it is reported at once, as whoever calls may survive an exception."""
         failed = PartFailed(self.kind, f"{self._name} ({_place(self._part, verb)})", what)
@@ -74,14 +78,14 @@ class Checked:
             frames = traceback.extract_tb(error.__traceback__)
             theirs = [each for each in frames if not each.filename.startswith(_OURS)]
             raise self._fail(verb, "\n".join(("does not return", *traceback.format_list(theirs))).rstrip()) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # one that ends its process ends the engine's
             told = "".join(traceback.format_exception(type(error), error, _beyond_us(error))).rstrip()
             raise self._fail(verb, f"raised {type(error).__name__}\n{told}") from error
 
 
 def _place(part: Any, verb: str) -> str:
     """File and line of a method."""
-    code = getattr(getattr(type(part), verb), "__code__", None)
+    code = getattr(getattr(type(part), verb, None), "__code__", None)
     return verb if code is None else f"{verb}, {Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
@@ -112,8 +116,9 @@ class CheckedPolicy(Checked):
         given, before = list(rows), _written(waiting)
         with self._calling("order"):
             returned = self._part.order(rows, waiting)
-        if not isinstance(returned, Iterable):
-            raise self._fail("order", f"returned {returned!r:.80}, which is no sequence: it was given rows {given}")
+        if not isinstance(returned, Iterable) or isinstance(returned, Set):
+            why = "no sequence" if not isinstance(returned, Set) else "a set, and has no order"
+            raise self._fail("order", f"returned {returned!r:.80}, which is {why}: it was given rows {given}")
         with self._calling("order"):
             found = list(islice(returned, len(given) + MOST_MORE))
         after = _written(waiting)
@@ -151,13 +156,24 @@ def _written(waiting: Waiting) -> dict[tuple[str, str], Any]:
         for name, value in vars(thing).items():
             if isinstance(value, np.ndarray):
                 found[where, name] = value.tobytes()
-            elif isinstance(value, list | dict):
+            elif isinstance(value, dict):
+                found[where, name] = [(key, _content(each)) for key, each in value.items()]
+            elif isinstance(value, list):
                 found[where, name] = list(value)
+    memory = waiting.memory if isinstance(waiting, Queues) else None
+    if memory is not None:  # to look what is cached for a request changes none of these
+        found["memory", "who has its pages"] = memory.digest()
+        found["memory", "what is held of the cache"] = memory.cache.held
+        found["memory", "what the cache has"] = memory.cache.evictable + memory.cache.held
     for row in table.live_rows().tolist():
         info = table.info(row)
         for name in info.__struct_fields__:
             found[f"what is known of request {info.request}", name] = getattr(info, name)
     return found
+
+
+def _content(value: Any) -> Any:
+    return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 def _no_permutation(given: Sequence[int], found: Sequence[Any], table: RequestTable) -> str:

@@ -91,6 +91,8 @@ def know_all(shape: Shape, kept: Mapping[str, KeptPart] | None = None) -> None:
     if shape.policy not in POLICIES:
         policy = load(shape.policy, POLICIES, kept.get(shape.policy))
         _can_be_made(shape.policy, policy)
+        if not callable(getattr(policy, "order", None)):
+            raise ValueError(f"{shape.policy} is no policy: it has no method `order(rows, waiting)`")
         know_policy(policy, shape.policy)
     if shape.cache not in KINDS:
         cache = load(shape.cache, CACHES, kept.get(shape.cache))

@@ -129,6 +129,8 @@ class SimulatedReplica:
         self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None
         self._num_judged = 0
         self._wrong_of_cache: list[tuple[str, str]] = []
+        self._own: list[Checked] = []
+        """Parts that are the user's."""
 
     def _behind_ranks(self, system: SimulatedSystem, shape: Shape, model: Model, host: RankHost | None) -> Any:
         """What the worker drives: the runner itself, or a group of two that are told the same."""
@@ -147,7 +149,8 @@ class SimulatedReplica:
         self.scheduler.report = report
         self._report = report
         self.scheduler.loop.feed.follow(self._follow_cache)
-        for part in own_parts(self.scheduler.loop):
+        self._own = own_parts(self.scheduler.loop)
+        for part in self._own:
             part.report = self._system.report
         watch_policy(self.scheduler.loop, report)
         watch_admission(self.scheduler.loop, report)
@@ -170,7 +173,7 @@ class SimulatedReplica:
         if len(self.trace.records) > self._num_judged:
             for record in self.trace.records[self._num_judged :]:
                 self._num_judged += 1
-                raise_first(self.monitor.observe(record))
+                raise_first(self.monitor.observe(record), self._own)
         if self._ghost is not None and self._ghost.faults:
             raise PropertyFailed("read_after_commit", str(self._ghost.faults[0]))
         if self._ghost is not None and self._ghost.carried:
@@ -181,7 +184,7 @@ class SimulatedReplica:
 
     def judge_whole(self) -> None:
         """What can be said of the records once all are there. A run that was not judged to its end has failed."""
-        raise_first(self.monitor.finish())
+        raise_first(self.monitor.finish(), self._own)
         if not self.monitor.judging:
             raise PropertyFailed("well_formed", "the run was not judged to its end")
         for each in self.monitor.properties:
@@ -206,11 +209,16 @@ class SimulatedReplica:
                 )
 
 
-def raise_first(violations: Sequence[Violation]) -> None:
-    """Raises PropertyFailed for the first of these, if there are any."""
+def raise_first(violations: Sequence[Violation], own: Sequence[Checked] = ()) -> None:
+    """Raises PropertyFailed for the first of these, if there are any. Where decisions came out differently, one of the
+    user's `own` parts may be why."""
     if violations:
         first = violations[0]
-        raise PropertyFailed(first.property, first.explanation, first.request)
+        suspected = ""
+        if own and first.property == OneDecisionLog.name:
+            cause = "decides by more than it is given, as by what an earlier run left in its class"
+            suspected = f"look whether {' or '.join(map(str, own))} {cause}; "
+        raise PropertyFailed(first.property, f"{suspected}{first.explanation}", first.request)
 
 
 def overtaking_limit(name: str) -> int | None:

@@ -98,6 +98,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefillers: UpTo16 = 0
     """Replicas that prefill for those, on whom a request waits no longer than the next, in virtual seconds."""
     prefill_lease_s: SomeSeconds = 5.0
+    prefill_pages: AtLeastOne | None = None
+    """Pages that may be on their way to one that decodes; None: as many as it has."""
     prefill_ranks: Ranks | None = None
     """Ranks of those that prefill; None: as many as others have."""
     placement: str = "round_robin"
@@ -126,7 +128,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             most = {name: getattr(self, name) for name in ("save_pages", "max_saving_pages", "max_fetch_pages")}
             fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable, **most)
         if role == DECODE:
-            fields["remote"] = RemoteConfig(max_pages=self.num_pages, lease_s=self.prefill_lease_s)
+            most_pages = self.prefill_pages or self.num_pages
+            fields["remote"] = RemoteConfig(max_pages=most_pages, lease_s=self.prefill_lease_s)
         if self.speculate != "none":
             names = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
             fields["speculation"] = SpeculationConfig(**{name: getattr(self, name) for name in names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,10 +17,15 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Order, Outcome, WaitEnds
+from pawl.loops.loop import Loop
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.orders.limits import SetState, SlowDown
-from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll
+from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.orders.sessions import ExpireSession
+from pawl.loops.orders.weights import RenameWeights, WeightsSwapped
 from pawl.loops.properties.state import name_of
+from pawl.loops.remote_prefill import RemotePrefill
+from pawl.loops.weights import Update
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation, raised_behind
 from pawl.testing.garbled import Unanswered, num_offered, unanswered, wrong_after
@@ -29,9 +34,10 @@ from pawl.testing.reuse import left_in_row
 
 class TimelyScheduler(Scheduler):
     """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines, and
-    every one that it is told to end, when it has been told; and must have no step in flight when it tells what is to be
-    told after them; and whose limits change as they are set, and not otherwise; and that is reminded of all that ends
-    by time: a drain, a session that is not used, an order that waits. What its loop breaks fails the run."""
+    every one that it is told to end, or all, when it has been told; and must have no step in flight when it tells what
+    is to be told after them; and whose limits change as they are set, and not otherwise; and that is reminded of all
+    that ends by time: a drain, a session that is not used, an order that waits; and that moves no more pages at once to
+    or from memory below the device than may be. What its loop breaks fails the run."""
 
     report: Callable[[str, str, int | None], None]
     refused = False
@@ -61,12 +67,19 @@ class TimelyScheduler(Scheduler):
     def receive(self, message: Any) -> None:
         before = msgspec.structs.replace(self.loop.limits.now)
         self._unanswered = unanswered(self.loop, message.result) if isinstance(message, Executed) else None
+        update = self.intake.weights.update
         super().receive(message)
         for text, request in () if self._unanswered is None else wrong_after(self.loop, self._unanswered):
             self.report("fault_isolation", text, request)
         self._check_limits(message.message if isinstance(message, Ask) else message, before)
         if isinstance(message, Abort):
             self._check_ended(message)
+        if isinstance(message, Finish) and message.request in self.loop.table.row_of:
+            why = f"a stop string ended it within {message.num_output} tokens, and the scheduler, told so, has not"
+            self.report("stop_semantics", why, message.request)
+        why = self._why_all_end(message, update)
+        if why and self.loop.table.row_of:
+            self.report("abort_is_total", f"{why}, and it is live", next(iter(self.loop.table.row_of)))
         if isinstance(message, CheckDeadlines):
             table = self.loop.table
             live = table.live_rows()
@@ -99,6 +112,8 @@ class TimelyScheduler(Scheduler):
         super().settled()
         self._check_told()
         self._check_reminded()
+        for text in beyond_the_tiers(self.loop):
+            self.report("limits_hold", text, None)
 
     def spares(self, message: Any, error: Exception) -> bool:
         survived = super().spares(message, error)
@@ -137,11 +152,36 @@ class TimelyScheduler(Scheduler):
         if self.loop.limits.now != limits:
             self.report("limits_hold", f"{self.loop.limits.now} after {message}, which leads to {limits}", None)
 
+    def _why_all_end(self, message: Any, update: Update | None) -> str:
+        """Why nobody may be live behind this message, if so; the update of the weights that was under way before it."""
+        match message:
+            case EndAll(cause):
+                return f"the scheduler was told to end all (cause {cause})"
+            case WeightsSwapped() if update is not None and update.abort and self.intake.weights.update is None:
+                return "the weights were exchanged, which was to end all"
+            case Ask(message=RenameWeights(abort_all_requests=True)) if not self.refused:
+                return "the weights were renamed, which was to end all"
+        return ""
+
     def _check_ended(self, abort: Abort) -> None:
         for request in abort.requests:
             if request in self.loop.table.row_of:
                 why = f"the scheduler was told to end it (cause {abort.cause}), and has not"
                 self.report("abort_is_total", why, request)
+
+
+def beyond_the_tiers(loop: Loop) -> Iterator[str]:
+    """What is under way to or from memory below the device, and is more than may be, in words."""
+    for companion in loop.companions:
+        match companion:
+            case LowerTiers(config=config, saving=saving, fetching=fetching):
+                if saving.num_under_way > config.max_saving_pages:
+                    yield f"{saving.num_under_way} pages are being saved, and {config.max_saving_pages} may be"
+                most = max((len(fetch.keys) for fetch in fetching._fetches.values()), default=0)
+                if most > config.max_fetch_pages:
+                    yield f"{most} pages are fetched at once, and {config.max_fetch_pages} may be"
+            case RemotePrefill(config=config, num_pages=num_pages) if num_pages > config.max_pages:
+                yield f"{num_pages} pages come from prefill replicas, and there is room for {config.max_pages}"
 
 
 def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:

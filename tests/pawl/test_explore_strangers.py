@@ -111,6 +111,63 @@ class Strikes(Policy):
 class Hurries(RadixCache):
     def evict(self, count):
         return super().evict(count)._replace(fence=0)
+
+
+class Leaves(Policy):
+    def order(self, rows, waiting):
+        raise SystemExit(3)
+
+
+class Jumbles(Policy):
+    def order(self, rows, waiting):
+        return set(rows)
+
+
+class Scribbles(Policy):
+    def order(self, rows, waiting):
+        waiting.table.known(rows[0])[0] = 65
+        return rows
+
+
+class Grabs(Policy):
+    def order(self, rows, waiting):
+        waiting.memory.reserve(1)
+        return rows
+
+
+class Holds(Policy):
+    def order(self, rows, waiting):
+        tokens, info = waiting.table.known(rows[0]), waiting.table.info(rows[0])
+        waiting.memory.cache.match_and_hold(tokens, info.namespace)
+        return rows
+
+
+class Remembers(Policy):
+    max_overtaken, calls = None, 0
+
+    def order(self, rows, waiting):
+        type(self).calls += 1
+        return rows[::-1] if self.calls % 2 else rows
+
+
+class Silent(RadixCache):
+    def evict(self, count):
+        kept = list(self.events)
+        gone = super().evict(count)
+        self.events[:] = kept
+        return gone
+
+
+class Lists(RadixCache):
+    def evict(self, count):
+        gone = super().evict(count)
+        return gone._replace(pages=gone.pages.tolist())
+
+
+class Finds(RadixCache):
+    def match_and_hold(self, tokens, namespace, priority=0):
+        hold = super().match_and_hold(tokens, namespace, priority)
+        return hold if hold.num_tokens else None
 """
 FAULTS = {
     "policy:Unfair": r"your policy .*parts.py:Unfair \(order, parts.py:12\) put rows [0-9and ]+ before row \d",
@@ -132,6 +189,15 @@ FAULTS = {
         r"your cache .*parts.py:Hurries \(evict, parts.py:91\) "
         r"gave back page \d+, which step \d+ may touch, behind step 0"
     ),
+    "policy:Leaves": r"your policy .*parts.py:Leaves \(order, parts.py:96\) raised SystemExit",
+    "policy:Jumbles": r"your policy .*Jumbles \(order, parts.py:101\) returned \{\d.*\}, which is a set",
+    "policy:Scribbles": r"your policy .*Scribbles \(order, parts.py:106\) wrote to the table of requests: _prompts",
+    "policy:Grabs": r"your policy .*Grabs \(order, parts.py:112\) wrote to memory: who has its pages",
+    "policy:Holds": r"your policy .*Holds \(order, parts.py:118\) wrote to memory: what is held of the cache",
+    "policy:Remembers": r"one_decision_log.*: look whether your policy .*Remembers decides by more than it is given",
+    "cache:Silent": r"your cache .*Silent \(evict, parts.py:133\) tells with its `events` that pages \[\] are removed",
+    "cache:Lists": r"your cache .*Lists \(evict, parts.py:141\) returned Eviction.*, whose `pages` are no array",
+    "cache:Finds": r"your cache .*Finds \(match_and_hold, parts.py:147\) returned None, whose `pages` are no array",
     "scheduler:Keeps": r"abort_is_total, request \d+: the scheduler was told to end it .* and has not",
     "scheduler:Trips": r"ActorFailed: scheduler: AttributeError",
 }
@@ -181,8 +247,9 @@ def test_the_parts_of_the_documentation_are_shown_as_it_says(
     "part",
     some_by_night(
         FAULTS,
-        {f"cache:{name}" for name in ("Invents", "Loses", "Hides", "Hurries")}
-        | {"policy:Unfair", "policy:Strikes", "scheduler:Trips"},
+        {f"cache:{name}" for name in ("Invents", "Loses", "Hides", "Hurries", "Silent", "Lists")}
+        | {f"policy:{name}" for name in ("Unfair", "Strikes", "Holds", "Remembers")}
+        | {"scheduler:Trips"},
     ),
 )
 def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
@@ -237,6 +304,7 @@ def test_every_feature_with_a_plain_value_can_be_fixed(capsys: pytest.CaptureFix
     ("words", "told"),
     [
         (["--eviction", "nonsense"], "unknown eviction policy"),
+        (["--policy", "random:Random"], "random:Random is no policy: it has no method `order(rows, waiting)`"),
         (["--num-pages", "none"], "Expected `int`"),
         (["--seconds", "inf"], "'inf' is no finite number"),
         (["--shrink-seconds", "nan"], "'nan' is no finite number"),
