@@ -211,7 +211,7 @@ class StreamEqualsResult(Property):
 
 class AbortIsTotal(Property):
     """In every state and queue an abort ends the request within one scheduling step and touches no other. Who comes
-    once the engine drains ends as soon."""
+    once the engine drains ends as soon, and so does everybody when all are to end."""
 
     name = "abort_is_total"
 

@@ -21,8 +21,8 @@ MOST_OUTPUT = 3
 
 def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
     """Prompts of several pages, some of which begin alike, to replicas that have them computed by others in steps of a
-    page or two, most of which take time; some clients leave while that goes on, and half of the time each replica is a
-    process of its own. Drawn from `seed`; fields of `shape` are fixed."""
+    page or two, most of which take time, and may have room for few of these pages; some clients leave while that goes
+    on, and half of the time each replica is a process of its own. Drawn from `seed`; fields of `shape` are fixed."""
     source = Seeded(seed)
     page_size = shape.get("page_size", min(source.pick((1, 2)), shape.get("prefill_chunk", 2)))
     small: dict[str, Any] = {
@@ -43,7 +43,10 @@ def apart(seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
             "cache": CACHES[0],
             "window": None,
         }
-    made = _with_replicas(source, drawn_shape(source, small | shape), shape, may)
+    # Of a generator of its own: others are drawn as if it could not be drawn.
+    room = Seeded((seed << 32) + 3)
+    few = {"prefill_pages": room.within(1, 3)} if may and room.chance(0.4) else {}
+    made = _with_replicas(source, drawn_shape(source, small | shape), few | shape, may)
     beginning = tuple(source.pick(TOKENS) for _ in range(LONGEST))
     arrivals = tuple(_arrival(source, made, beginning) for _ in range(source.within(FEWEST, max(FEWEST, max_requests))))
     return Workload(arrivals=arrivals, shape=made, processes=source.chance(0.5))
@@ -54,7 +57,11 @@ def _with_replicas(source: Source, made: Shape, fixed: dict[str, Any], may: bool
     most = fixed.get("max_replicas") or 2
     several: dict[str, Any] = {"replicas": min(source.pick((1, 2)), most), "max_restarts": source.within(0, 2)}
     if may:
-        several |= {"prefillers": source.within(1, 2), "prefill_lease_s": source.pick((0.5, 5.0))}
+        several |= {
+            "prefillers": source.within(1, 2),
+            "prefill_lease_s": source.pick((0.5, 5.0)),
+            "prefill_pages": None,
+        }
     several |= {name: value for name, value in fixed.items() if name in several}
     return Shape(
         **drawn(

@@ -48,7 +48,7 @@ MOST_FILLED = 256
 """Tokens of a request for an edge's sake: who has fixed a larger server would wait for them in each schedule."""
 MOST_OUTLIVED = 12
 """Tokens of a request that is to outlive its replica."""
-MOST_LOOKED_AT = 32
+MOST_LOOKED_AT = 64
 """Prompts of which one is to be gone on with by a certain text."""
 replace = msgspec.structs.replace
 
@@ -223,7 +223,8 @@ def _stops_at_a_character(workload: Workload, source: Source) -> Workload:
     if arrival.embed or arrival.session or arrival.grammar or not arrival.prompt:
         return workload
     for _ in range(MOST_LOOKED_AT):
-        prompt = (*arrival.prompt[:-1], source.pick(TOKENS), source.pick(TOKENS))[-len(arrival.prompt) :]
+        letters = source.within(ord("a"), ord("z")), source.within(ord("a"), ord("z"))
+        prompt = (*arrival.prompt[:-2], *letters)[-len(arrival.prompt) :]
         text = ghost_vocabulary().decode(expected(prompt, arrival.max_new_tokens))
         places = [place for place, each in enumerate(text) if not each.isascii() and each != BROKEN]
         if places:
@@ -231,13 +232,6 @@ def _stops_at_a_character(workload: Workload, source: Source) -> Workload:
             stop = source.pick((text[first], text[max(0, first - 1) : first + 1], text[first : first + 2]))
             return _with(workload, at, replace(arrival, prompt=prompt, stop=(stop,), include_stop=source.chance(0.3)))
     return workload
-
-
-def _little_room_for_prefills(workload: Workload, source: Source) -> Workload:
-    """Where others prefill, only a page or three may be on their way: less than some prompts have."""
-    if not workload.shape.prefillers:
-        return workload
-    return replace(workload, shape=replace(workload.shape, prefill_pages=source.within(1, 3)))
 
 
 def _of_the_start(source: Source) -> Control:
@@ -271,8 +265,7 @@ EDGES: tuple[tuple[Callable[[Workload, Source], Workload], float], ...] = (
     (_adapters_come_and_go, 0.25),
     (_weights_keep_their_names, 0.08),
     (_few_may_wait, 0.08),
-    (_stops_at_a_character, 0.07),
-    (_little_room_for_prefills, 0.4),
+    (_stops_at_a_character, 0.08),
     (_outlive_their_replica, 0.8),
 )
 """What makes it, and in what share of those that have none of the edges before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.in_adapters import ADAPTERS
+from tests.mutants.in_all import ALL
 from tests.mutants.in_apart import APART
 from tests.mutants.in_asked import ASKED
 from tests.mutants.in_checkpoints import CHECKPOINTS
@@ -31,7 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
     *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED, *LASTING, *EDGES),
-    *FAILING,
+    *(*FAILING, *ALL),
 )
 
 EQUIVALENT = {

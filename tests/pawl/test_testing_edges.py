@@ -41,6 +41,7 @@ def edges_of(drawn: Workload, found: Workload) -> set[str]:
         "weights again": lambda one: any(_is_of_the_start(each.body) for each in one.controls),
         "few may wait": lambda one: any(isinstance(each.body, SetInternalState) for each in one.controls),
         "outlive": lambda one: one.processes and one.shape.replicas > 1,
+        "stops at a character": lambda one: any(not stop.isascii() for each in one.arrivals for stop in each.stop),
         "scored": lambda one: any(each.prompt_logprobs for each in one.arrivals),
     }
     return {name for name, has in names.items() if has(found) and not has(drawn)}
