@@ -218,9 +218,8 @@ class AbortIsTotal(Property):
     def __init__(self) -> None:
         self._asked: set[int] = set()
         """Live, or not submitted yet, when they were asked to end; or submitted since the engine drains."""
-        self._drains = False
         self._ended: set[int] = set()
-        self._told = False
+        self._drains = self._told = False
         """Whether the trace says what the scheduler was told."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
@@ -239,8 +238,7 @@ class AbortIsTotal(Property):
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
-        if self._drains:
-            self._asked.add(record.request)
+        self._asked |= {record.request} if self._drains else set()
         return ()
 
     @on(StepPlanned)

@@ -222,12 +222,10 @@ class Cluster(Case):
 
     def too_long(self) -> None:
         for replica in self.replicas:
-            in_flight = replica.scheduler.loop.in_flight
-            if in_flight and not replica.lost:
-                raise PropertyFailed("bounded_progress", f"step {in_flight[0].step} was launched and never ends", None)
-        for client in self.desk.clients:
-            if client.request is not None and not (client.is_over or client.num_ends):
-                raise PropertyFailed("bounded_progress", "it is never answered", client.request)
+            for step in () if replica.lost else replica.scheduler.loop.in_flight:
+                raise PropertyFailed("bounded_progress", f"step {step.step} was launched and never ends")
+        for client in (each for each in self.desk.clients if each.request and not (each.is_over or each.num_ends)):
+            raise PropertyFailed("bounded_progress", "it is never answered", client.request)
 
     def _stop(self) -> None:
         self.closing = True
