@@ -221,9 +221,8 @@ class Cluster(Case):
         return None
 
     def too_long(self) -> None:
-        for replica in self.replicas:
-            for step in () if replica.lost else replica.scheduler.loop.in_flight:
-                raise PropertyFailed("bounded_progress", f"step {step.step} was launched and never ends")
+        for step in (step for each in self.replicas if not each.lost for step in each.scheduler.loop.in_flight):
+            raise PropertyFailed("bounded_progress", f"step {step.step} was launched and never ends")
         for client in (each for each in self.desk.clients if each.request and not (each.is_over or each.num_ends)):
             raise PropertyFailed("bounded_progress", "it is never answered", client.request)
 
