@@ -25,7 +25,7 @@ class NativeAdapter:
         handle = ctypes.c_void_p()
         _check(library.make_adapter(decoder, ctypes.byref(handle)))
         self.handle = handle
-        weakref.finalize(self, library.destroy_adapter, handle)
+        weakref.finalize(self, library.destroy_adapter, handle).atexit = False  # as the decoder's
         self.num_bytes = 0
         for index, layer in enumerate(adapter.layers):
             for number, product in enumerate(PRODUCTS):

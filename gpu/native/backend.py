@@ -78,6 +78,7 @@ class NativeBackend:
         self._decoder = handle
         self.close = weakref.finalize(self, self._library.destroy, handle)
         """Frees the weights and ends the threads; also done when the backend is collected. Nothing works afterwards."""
+        self.close.atexit = False  # a thread that loads or computes may still be at it when the interpreter ends
         self._formats: dict[str, BlockFormat] = {}
         """Of the weights that are computed as the blocks that they came in."""
         for name in self._shapes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,3 +209,26 @@ def test_closing_ends_the_threads() -> None:
     assert len(list(tasks.iterdir())) == before - 3
     with pytest.raises(RefusedInputs, match="closed"):
         alone(made.backend, made.table, 0, [1])
+
+
+AT_THE_END = """
+import atexit
+
+def at_the_end():
+    there = made.backend.close.alive
+    print("computes" if there and (alone(made.backend, made.table, 0, [1, 2]) == before).all() else "is gone")
+
+atexit.register(at_the_end)  # before the first finalizer, so that it is called behind all of them
+import torch
+from tests.gpu.native_models import ODD, alone, make
+
+made = make(ODD, torch.float32)
+before = alone(made.backend, made.table, 0, [1, 2])
+"""
+
+
+def test_a_thread_may_compute_until_the_process_has_ended() -> None:
+    """As one does that loads a model when the server is stopped: it crashed, as the weights were gone under it."""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=root, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "computes\n"), ended.stderr[-1000:]
