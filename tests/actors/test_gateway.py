@@ -263,6 +263,13 @@ def test_the_scheduler_hears_of_a_lost_peer_for_requests_that_are_being_ended_to
     assert (told.requests, told.cause) == ((one, two), Cause.INTERNAL)
 
 
+def test_nobody_tells_a_scheduler_that_is_gone_what_became_of_its_requests(world: World) -> None:
+    world.open(submit(), submit())
+    world.context.take_sent()
+    world.gateway.receive(Down("scheduler", "it broke"))
+    assert not [sent for sent in world.context.take_sent() if sent.to == "scheduler"]
+
+
 def test_a_lost_helper_ends_nothing(world: World) -> None:
     world.open(submit())
     world.gateway.receive(Down("watchdog", "it broke"))

@@ -89,7 +89,8 @@ def test_a_flood_leaves_the_event_loop_time_for_other_work(loop: CountingLoop) -
     assert actor.num_settled == 1
 
 
-def test_a_coroutine_beside_the_actor_may_set_its_timers(loop: CountingLoop) -> None:
+@pytest.mark.parametrize("delays", [(0.0,), (0.02,), (0.0, 0.02), (0.02, 0.0)], ids=str)
+def test_a_coroutine_beside_the_actor_may_set_its_timers(loop: CountingLoop, delays: tuple[float, ...]) -> None:
     system = LocalSystem()
     seen: list[int] = []
     actor = Doing(lambda actor, message: seen.append(message.value))
@@ -99,11 +100,11 @@ def test_a_coroutine_beside_the_actor_may_set_its_timers(loop: CountingLoop) -> 
     turn(loop, lambda: seen == [0])
 
     async def set_timers() -> None:
-        actor.context.after(0.02, Number(2))
-        actor.context.after(0.0, Number(1))
+        for delay_s in delays:
+            actor.context.after(delay_s, Number(int(delay_s * 100) + 1))
 
     loop.run_until_complete(set_timers())
-    turn(loop, lambda: seen == [0, 1, 2])
+    turn(loop, lambda: seen == [0, *sorted(int(delay_s * 100) + 1 for delay_s in delays)])
     end_on(loop, system)
 
 
