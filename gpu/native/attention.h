@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "few_rows.h"
 #include "matrix.h"
 #include "packing.h"
 #include "tile.h"
@@ -56,12 +57,13 @@ public:
           rows_(group * std::max(kv_heads, kTaskRows / group)),
           key_panels_(2 * units<Element>(head_dim) * kPanel * 4),
           value_panels_(padded(head_dim) * kWeightUnits * 4),
-          scores_(2 * rows_ * kPanel * 4),
+          scores_((2 * rows_ + 3) * kPanel * 4),
           weights_(rows_ * kWeightUnits * 4),
           totals_(padded(head_dim) * rows_ * 4),
-          nothing_(head_dim * int64_t(sizeof(Stored))),
+          nothing_(token_stride_ * int64_t(sizeof(Stored))),
           states_(size_t(rows_)),
-          keep_(size_t(rows_)) {}
+          keep_(size_t(rows_)),
+          few_(kv_heads, head_dim) {}
 
     // Most (position, key head) pairs a task may have.
     int64_t capacity() const { return rows_ / group_; }
@@ -72,6 +74,8 @@ public:
         const int64_t oldest = first_visible(task.first, window), end = task.first + task.positions;
         std::fill_n(states_.begin(), task.heads * rows, State{kNothingSeen, 0.0f});
         std::memset(totals_.as<char>(), 0, size_t(padded(head_dim_) * rows_ * 4));
+        for (int64_t head = 0; is_few(rows) && head < task.heads; ++head)
+            few_.take(head, task.queries + head * task.queries_stride, rows);
         int64_t begin = oldest / kBlock * kBlock;
         find_entries(task.pages, begin, oldest, end, next_);
         for (; begin < end; begin += kBlock) {
@@ -80,7 +84,7 @@ public:
                 begin_fetching(task, begin + kBlock, window);
             else if (following != nullptr)
                 begin_fetching(*following, first_visible(following->first, window) / kBlock * kBlock, window);
-            for (int64_t head = 0; head < task.heads; ++head) attend_block(task, window, head, begin);
+            attend(task, window, begin);
             fetch(kBlock);
         }
         for (int64_t head = 0; head < task.heads; ++head) write(task, head);
@@ -134,13 +138,28 @@ private:
         for (due_ += shares; due_ >= heads; due_ -= heads) fetch(1);
     }
 
+    // One block of keys.
+    void attend(const AttentionTask<Element>& task, int64_t window, int64_t begin) {
+        [[maybe_unused]] const AsInTiles<Element> tiny{};
+        if constexpr (kFew<Element>)
+            if (is_few(task.positions * group_)) return attend_few(task, window, begin);
+        for (int64_t head = 0; head < task.heads; ++head) attend_block(task, window, head, begin);
+    }
+
     // One block of keys for the rows of one key head.
-    void attend_block(const AttentionTask<Element>& task, int64_t window, int64_t head, int64_t begin) {
+    __attribute__((noinline)) void attend_block(const AttentionTask<Element>& task, int64_t window, int64_t head,
+                                                int64_t begin) {
         const int64_t rows = task.positions * group_, first_row = head * rows;
         const int64_t count = std::min(task.first + task.positions - begin, kBlock);
         pack_keys(task.keys + head * head_dim_, count, task.heads);
         score(task.queries + head * task.queries_stride, first_row, rows, count);
-        for (int64_t row = 0; row < rows; ++row) {
+        weigh_rows(task, window, first_row, begin);
+        accumulate(task.values + head * head_dim_, first_row, rows, count, task.heads);
+    }
+
+    // The weights of one key head's rows.
+    void weigh_rows(const AttentionTask<Element>& task, int64_t window, int64_t first_row, int64_t begin) {
+        for (int64_t row = 0; row < task.positions * group_; ++row) {
             const int64_t position = task.first + row / group_;
             const int64_t from = std::max(first_visible(position, window) - begin, int64_t(0));
             const int64_t to = std::min(position + 1 - begin, kBlock);
@@ -149,7 +168,6 @@ private:
             else
                 weigh<false>(first_row + row, from, to);
         }
-        accumulate(task.values + head * head_dim_, first_row, rows, count, task.heads);
     }
 
     const Stored* entry(const Stored* base, int64_t key) const {
@@ -253,6 +271,15 @@ private:
                                              keep_.data() + row, Fetch{});
     }
 
+    // attend_few.h: whether rows are few; one block of keys for few rows of each key head.
+    bool is_few(int64_t rows) const { return kFew<Element> && rows <= kFewRows && head_dim_ % kPanel == 0; }
+    __attribute__((noinline)) void attend_few(const AttentionTask<Element>& task, int64_t window, int64_t begin);
+    void multiply_keys(const AttentionTask<Element>& task, int64_t head, int64_t count);
+    void add_few(const Stored* const* values, int64_t head, int64_t rows, int64_t count, int64_t heads);
+    template <int kRows>
+    void add_few_rows(int64_t rows, const float* weights, const Stored* const* values, int64_t head, int64_t column,
+                      int64_t count, int64_t first_row, int64_t heads);
+
 #if defined(__AVX512BW__)
     // As `accumulate`, of rows that share one tile: values are paired as they are multiplied, without panels of them.
     template <int kRows = kVectorRows>
@@ -306,9 +333,12 @@ private:
     Memory key_panels_, value_panels_, scores_, weights_, totals_, nothing_;
     std::vector<State> states_;
     std::vector<float> keep_;
+    FewRows few_;
     int64_t entries_[kBlock], next_[kBlock];
     const Stored *next_keys_ = nullptr, *next_values_ = nullptr;
     int64_t next_bytes_ = 0, fetched_ = kBlock, due_ = 0;
 };
 
 }  // namespace pawl
+
+#include "attend_few.h"

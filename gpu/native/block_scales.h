@@ -8,9 +8,6 @@ namespace pawl {
 // How far ahead of itself a panel is fetched, in bytes.
 constexpr int64_t kBytesAhead = 4096;
 
-// In every lane, to the bit.
-inline Floats spread(float value) { return as_floats(Ints{} + int32_t(bits_of_float(value))); }
-
 // What a block's weights of kLanes outputs are, beside their quants.
 struct BlockScales {
     Floats scale, second;   // `second`: the least, or the scale of the second half

@@ -38,6 +38,9 @@ inline uint32_t bits_of_float(float value) {
     return bits;
 }
 
+// In every lane, to the bit: from memory without an operation.
+inline Floats spread(float value) { return as_floats(Ints{} + int32_t(bits_of_float(value))); }
+
 struct Bf16 {
     typedef uint16_t Stored;
     static constexpr int kPerUnit = 2;

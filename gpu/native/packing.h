@@ -6,30 +6,32 @@
 namespace pawl {
 
 #if defined(__AVX512F__)
-// 16 units from each of 16 rows, to 16 rows of a panel.
-inline void transpose_16(const char* const* rows, int64_t offset, Unit* to) {
-    for (int four = 0; four < 16; four += 4) {
-        // Quarter q of a[j]: units `four` .. `four` + 3 of row 4 q + j.
-        __m512i a[4], b[4];
-        for (int j = 0; j < 4; ++j) {
-            const auto quarter = [&](int q) {
-                return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4 * q + j] + offset + four * 4));
-            };
-            a[j] = _mm512_castsi128_si512(quarter(0));
-            a[j] = _mm512_inserti32x4(a[j], quarter(1), 1);
-            a[j] = _mm512_inserti32x4(a[j], quarter(2), 2);
-            a[j] = _mm512_inserti32x4(a[j], quarter(3), 3);
-        }
-        for (int j = 0; j < 4; j += 2) {
-            b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
-            b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
-        }
-        for (int half = 0; half < 2; ++half) {
-            Unit* row = to + (four + 2 * half) * kPanel;
-            _mm512_storeu_si512(row, _mm512_unpacklo_epi64(b[half], b[half + 2]));
-            _mm512_storeu_si512(row + kPanel, _mm512_unpackhi_epi64(b[half], b[half + 2]));
-        }
+// 4 units from each of 16 rows, to 4 rows of a panel.
+inline void transpose_four(const char* const* rows, int64_t offset, Unit* to) {
+    // Quarter q of a[j]: the units of row 4 q + j.
+    __m512i a[4], b[4];
+    for (int j = 0; j < 4; ++j) {
+        const auto quarter = [&](int q) {
+            return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[4 * q + j] + offset));
+        };
+        a[j] = _mm512_castsi128_si512(quarter(0));
+        a[j] = _mm512_inserti32x4(a[j], quarter(1), 1);
+        a[j] = _mm512_inserti32x4(a[j], quarter(2), 2);
+        a[j] = _mm512_inserti32x4(a[j], quarter(3), 3);
     }
+    for (int j = 0; j < 4; j += 2) {
+        b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
+        b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
+    }
+    for (int half = 0; half < 2; ++half) {
+        Unit* row = to + 2 * half * kPanel;
+        _mm512_storeu_si512(row, _mm512_unpacklo_epi64(b[half], b[half + 2]));
+        _mm512_storeu_si512(row + kPanel, _mm512_unpackhi_epi64(b[half], b[half + 2]));
+    }
+}
+
+inline void transpose_16(const char* const* rows, int64_t offset, Unit* to) {
+    for (int four = 0; four < 16; four += 4) transpose_four(rows, offset + four * 4, to + four * kPanel);
 }
 #endif
 

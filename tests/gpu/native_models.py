@@ -45,6 +45,14 @@ HYBRID = msgspec.structs.replace(SWITCHED, num_layers=4, windows=(13, None, 5, N
 WINDOWED = msgspec.structs.replace(ODD, windows=(20, 70), head_dim=64, query_scale=0.125)
 """No layer sees further back than 70 tokens."""
 
+GROUPED = llama_config(
+    hidden_size=64, num_heads=30, num_kv_heads=6, head_dim=32, intermediate_size=96, max_position=4096
+)
+"""Five query heads share a key head, of which there are many."""
+
+SHARED = msgspec.structs.replace(GROUPED, num_heads=8, num_kv_heads=1, head_dim=64, query_scale=0.125)
+"""Eight query heads share the one key head."""
+
 EXPERTS = msgspec.structs.replace(
     ODD,
     num_layers=3,

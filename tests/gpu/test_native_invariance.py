@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, Native, alone, make
+from tests.gpu.native_models import EXPERTS, GROUPED, ODD, SHARED, SWITCHED, WINDOWED, Native, alone, make
 
-CONFIGS = {"odd": ODD, "switched": SWITCHED, "windowed": WINDOWED, "experts": EXPERTS}
+CONFIGS = {
+    "odd": ODD,
+    "switched": SWITCHED,
+    "windowed": WINDOWED,
+    "experts": EXPERTS,
+    "grouped": GROUPED,
+    "shared": SHARED,
+}
 DTYPES = (torch.float32, torch.bfloat16)
 # Enough sequences that decoding rows are attended whole; lengths on both sides of the 64-token blocks.
 LENGTHS = (150, 64, 65, 63, 1, 2, 128, 40, 33, 9, 9, 100, 7)
@@ -46,6 +54,23 @@ def test_a_batch_of_hundreds_of_rows_gives_the_bits_of_one_row(dtype: torch.dtyp
         row = made.backend.forward(forward_inputs([Piece(2, position, [token])], made.table))[0]
         assert torch.equal(row, whole[position]), f"position {position}"
     assert torch.equal(whole[450:], whole[:77])
+
+
+@pytest.mark.parametrize("exponent", [-124, -126])
+def test_values_of_which_sums_are_hardly_numbers_have_the_same_bits_alone_and_among_many(exponent: int) -> None:
+    weights = random_weights(SHARED, torch.bfloat16)
+    for name, weight in weights.items():
+        if "v_proj" in name:
+            weight *= 2.0**exponent
+        if "o_proj" in name:  # so that what they become is seen
+            weight *= 2.0**120
+    made = make(SHARED, torch.bfloat16, num_slots=2, weights=weights)
+    tokens = np.random.default_rng(4).integers(0, SHARED.vocab_size, 90).tolist()
+    whole = made.backend.forward(forward_inputs([Piece(0, 0, tokens)], made.table))
+    assert whole.isfinite().all()
+    for position, token in enumerate(tokens):
+        row = made.backend.forward(forward_inputs([Piece(1, position, [token])], made.table))[0]
+        assert torch.equal(row, whole[position]), f"position {position}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
