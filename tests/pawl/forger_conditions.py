@@ -99,6 +99,12 @@ def ended_otherwise(*causes: Cause) -> Condition:
     return lambda records, forgery: _mine(records, forgery).cause not in causes
 
 
+def others_serve(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Other weights than those of the start."""
+    before = records[: forgery.at]
+    return any(isinstance(each, WeightsMoved) and each.event is WeightEvent.SWAPPED for each in before)
+
+
 def no_worker_lost(records: Sequence[Record], _: Forgery) -> bool:
     return not any(isinstance(each, Transition) and each.cause == Cause.WORKER_LOST for each in records)
 

@@ -39,6 +39,7 @@ from tests.pawl.forger_conditions import (
     nobody_waited,
     not_named_again,
     nothing_came_of_it,
+    others_serve,
     passes_no_decision,
     passes_none_of_its,
     scores_nothing,
@@ -229,7 +230,10 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Started.version: another text": (_WORDS,),
     "Started.wall: a bit *": (_WORDS,),
     "StepCommitted.counts: *": (Reason("one token each is what no counts mean", counts_one_each),),
-    "StepCommitted.tokens*": (Reason("tokens of requests that have left work are dropped", concerns_stale_tokens),),
+    "StepCommitted.tokens*": (
+        Reason("tokens of requests that have left work are dropped", concerns_stale_tokens),
+        Reason("words that other weights drew than those of the start are not computed again", others_serve),
+    ),
     "StepRolledBack.blameless: *": (Reason("nobody was part of two lost steps", no_worker_lost),),
     "StepRolledBack.reason: *": (_WORDS,),
     "Submitted.deadline: *": (Reason("a deadline that did not pass", ended_otherwise(Cause.TIMEOUT)),),
@@ -245,7 +249,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         )
     },
     "Submitted.sampling.embed: negated": (Reason("its prompt was not computed to the end", computed_too_little),),
-    "Submitted.sampling.eos_token_ids: *": (_STOPS,),
+    "Submitted.sampling.eos_token_ids*: *": (_STOPS,),
     "Submitted.sampling.token_ids_logprob*": (Reason("nothing was drawn that asked for any", scores_nothing),),
     "Submitted.sampling.*_token_ids[[]n]: twice": (Reason("a set of tokens, whose order and repetition mean nothing"),),
     "Submitted.sampling.*_token_ids: two exchanged": (Reason("a set of tokens, whose order means nothing"),),
