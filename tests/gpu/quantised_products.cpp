@@ -5,6 +5,8 @@ using namespace pawl;
 
 extern "C" {
 
+int32_t most_rows() { return kByteRows; }
+
 int64_t stored_bytes(int32_t format, int64_t rows, int64_t inputs) {
     Arena arena;
     return QuantisedPart(arena, Format(format), rows, inputs).stored_bytes();

@@ -116,7 +116,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(kind: BlockFormat) -> No
     random = np.random.default_rng(2)
     blocks, rows = random_blocks(kind, 64, 256, random), activations(70, 256, random)
     alone = multiplied(NATIVE, kind, blocks, rows, tile=1)
-    for tile in (2, 7, 32):
+    for tile in (2, 7, 32, kernels(NATIVE).most_rows()):
         assert np.array_equal(multiplied(NATIVE, kind, blocks, rows, tile), alone)
 
 
