@@ -86,6 +86,12 @@ def _tiles_granted() -> bool:
     return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)) == 0
 
 
+def has_tiles() -> bool:
+    """Whether this machine's kernels multiply bfloat16 in tile registers."""
+    has = set(_processor().split()) >= {"amx_tile", "amx_bf16", "amx_int8"}
+    return has and _tiles_granted()
+
+
 def flags_for(
     processor: str = "native", machine: str = platform.machine(), sums: Sums | None = None
 ) -> tuple[str, ...]:

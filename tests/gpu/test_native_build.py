@@ -106,3 +106,14 @@ def test_where_the_cache_cannot_be_written_kernels_are_compiled_for_this_process
     assert made.read_text() == "made\n"
     assert made.is_relative_to(tmp_path)
     assert "PAWL_CACHE" in logs[0]["advice"]
+
+
+@pytest.mark.parametrize("granted", [True, False])
+@pytest.mark.parametrize("missing", ["", "amx_bf16"])
+def test_tile_registers_are_those_that_the_processor_has_and_the_system_grants(
+    granted: bool, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = "amx_bf16 avx512f amx_tile amx_int8".replace(missing or "none", "")
+    monkeypatch.setattr(build, "_processor", lambda: f"flags\t\t: fpu {has} sse")
+    monkeypatch.setattr(build, "_tiles_granted", lambda: granted)
+    assert build.has_tiles() is (granted and not missing)
