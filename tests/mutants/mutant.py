@@ -56,6 +56,7 @@ class EditFails(Exception):
 def forget() -> None:
     """Drop all that this process remembers of what functions gave: it may be of code with a defect, what clients are to
     get for one."""
+    gc.unfreeze()  # frozen objects are not found
     for each in gc.get_objects():
         if isinstance(each, _lru_cache_wrapper):
             each.cache_clear()

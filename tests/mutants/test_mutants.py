@@ -9,7 +9,7 @@ import pytest
 from pawl.memory.memory import Memory
 from tests.mutants import golden
 from tests.mutants.everything import MUTANTS
-from tests.mutants.mutant import Edit, EditFails, Group, Mutant, planted
+from tests.mutants.mutant import Edit, EditFails, Group, Mutant, forget, planted
 from tests.mutants.places import FOLDER, place_of
 
 SLOW = frozenset(
@@ -35,6 +35,7 @@ def test_a_mutant_is_caught(mutant: Mutant) -> None:
     place = place_of(mutant.name)
     with planted(mutant):
         found = place.explored().found
+    forget()
     assert found is not None, mutant.what
 
 
