@@ -134,7 +134,7 @@ OF_ONE: tuple[Feature, ...] = (
         lambda source, values: {"prefill_chunk": values["page_size"] * source.within(1, 3)},
         (*SCHEDULING, "prompts_take_turns"),
         settings=("prefill_chunk",),
-        help="prompt tokens computed in one step; otherwise what suits the device (128 on a CPU, 512 on one with AMX)",
+        help="prompt tokens computed in one step; otherwise what suits the device (CPU: 128; with AMX: 512)",
     ),
     Feature(
         "lookahead",

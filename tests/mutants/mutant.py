@@ -58,7 +58,7 @@ def forget() -> None:
     get for one."""
     gc.unfreeze()  # frozen objects are not found
     for each in gc.get_objects():
-        if isinstance(each, _lru_cache_wrapper):
+        if type(each) is _lru_cache_wrapper:  # some objects warn who asks them for their class
             each.cache_clear()
 
 
