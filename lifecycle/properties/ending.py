@@ -218,8 +218,8 @@ class AbortIsTotal(Property):
     def __init__(self) -> None:
         self._asked: set[int] = set()
         """Live, or not submitted yet, when they were asked to end; or submitted since the engine drains."""
-        self._ended: set[int] = set()
-        self._drains = self._told = False
+        self._ended, self._drains = set[int](), False
+        self._told = False
         """Whether the trace says what the scheduler was told."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
