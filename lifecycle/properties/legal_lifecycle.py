@@ -9,9 +9,9 @@ import numpy as np
 from pawl.lifecycle.machine import HAS_OUTPUT, TABLE, IllegalTransition, UInt8s, advance, advance_rows
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
-from pawl.lifecycle.properties.ending import Replies
 from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.replies import Replies
 from pawl.lifecycle.records import (
     STOPPED,
     Answered,
