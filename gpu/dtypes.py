@@ -56,7 +56,8 @@ def converted(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         return array
     if dtype == BFLOAT16:
         return _to_bfloat16(floats_of(array))
-    return floats_of(array).astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # infinity, as in bfloat16
+        return floats_of(array).astype(dtype, copy=False)
 
 
 def floats_of(array: NDArray[Any]) -> NDArray[np.float32]:
@@ -67,7 +68,8 @@ def floats_of(array: NDArray[Any]) -> NDArray[np.float32]:
         return (array.view(np.uint8).astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
     if array.dtype == _E4M3:
         return _E4M3_VALUES[array.view(np.uint8)]
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
 
 
 def _to_bfloat16(floats: NDArray[np.float32]) -> NDArray[Any]:

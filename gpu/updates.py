@@ -21,6 +21,7 @@ from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.blocks import Weight, Weights
 from pawl.gpu.weights.checks import WeightMismatch
 from pawl.gpu.weights.fingerprint import Samples, fingerprint_of_change
+from pawl.gpu.weights.finite import NotFinite
 from pawl.gpu.weights.gguf import GgufFormatError
 from pawl.gpu.weights.locate import ModelNotFound
 from pawl.gpu.weights.overlay import Overlay
@@ -30,7 +31,7 @@ from pawl.gpu.weights.source import load_blocks, load_weights, resolve_source
 from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromMemory, FromSharedMemory, FromTensors, WeightSource
 
-_OF_FILES = (ModelNotFound, FolderError, GgufFormatError, UnsupportedModel, WeightMismatch)
+_OF_FILES = (ModelNotFound, FolderError, GgufFormatError, NotFinite, UnsupportedModel, WeightMismatch)
 _REFUSALS = (*_OF_FILES, OSError, MemoryError)
 _KINDS = {"safetensors": "huggingface", "gguf": "gguf"}
 _OF_THE_ENGINE = frozenset({"max_position"})

@@ -21,6 +21,7 @@ from pawl.gpu.dtypes import BFLOAT16, FLOAT32, floats_of, name_of, tensor_of
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import of_config
 from pawl.gpu.step_runner import AdapterRefused
+from pawl.gpu.weights.finite import is_finite
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
 from pawl.gpu.weights.safetensors import FolderError, read_tensors
 from pawl.gpu.weights.strangers import read_object
@@ -228,8 +229,12 @@ def _matrices(
         outputs, inputs = shapes[name]
         if (len(rows), down.shape[1]) != (outputs, inputs):
             raise AdapterRefused(f"{name} is for a matrix of {len(rows)} x {down.shape[1]}, not {outputs} x {inputs}")
-        with np.errstate(over="ignore"):
-            yield name, LowRank(tensor_of(floats_of(down)), tensor_of(floats_of(rows) * np.float32(scale)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = {"A": floats_of(down), "B": floats_of(rows) * np.float32(scale)}
+        for part, numbers in parts.items():
+            if not is_finite(numbers):
+                raise AdapterRefused(f"{module}.lora_{part} holds a number that is not finite (NaN or an infinity)")
+        yield name, LowRank(*map(tensor_of, parts.values()))
 
 
 def _of_others(name: str) -> str | None:

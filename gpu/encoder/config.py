@@ -15,6 +15,7 @@ from pawl.gpu.dtypes import FLOAT32, Dtype, converted, dtype_of
 from pawl.gpu.models.config import MOST_LAYERS
 from pawl.gpu.models.facts import Facts
 from pawl.gpu.weights.checks import check_names
+from pawl.gpu.weights.finite import check_finite
 from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.safetensors import FolderError, read_tensors, weight_files
 from pawl.gpu.weights.strangers import read_object, reading
@@ -119,8 +120,8 @@ def _layer_shapes(hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...
 def load_encoder_weights(
     folder: Path, config: EncoderConfig, dtype: Dtype, report: Report = unheard
 ) -> dict[str, NDArray[Any]]:
-    """Every weight in `dtype`, norms in float32. Raises FolderError, or WeightMismatch when names or shapes are not
-    what `config` needs."""
+    """Every weight in `dtype`, norms in float32. Raises FolderError, NotFinite, or WeightMismatch when names or shapes
+    are not what `config` needs."""
     expected, weights = weight_shapes(config), dict[str, NDArray[Any]]()
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path):
@@ -129,4 +130,6 @@ def load_encoder_weights(
                 weights[name] = np.array(converted(tensor, FLOAT32 if "LayerNorm" in name else dtype_of(dtype)))
             report(len(weights) / len(expected))
     check_names(folder, expected, {name: weight.shape for name, weight in weights.items()})
+    for name, weight in weights.items():
+        check_finite(folder, name, weight)
     return weights

@@ -130,12 +130,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         self._check(self.num_heads % self.num_kv_heads == 0, f"{self.num_heads} heads over {self.num_kv_heads}")
         self._check(self.head_dim % 2 == 0, f"odd head_dim {self.head_dim}")
         for rope in (self.rope, self.local_rope):
-            expected = self.head_dim // 2
-            self._check(
-                rope is None or len(rope.factors) in (0, expected), f"rope factors are not one for each of {expected}"
-            )
+            if rope is not None:
+                self._check_rope(rope)
         if self.experts is not None:
             self._check_experts(self.experts)
+
+    def _check_rope(self, rope: Rope) -> None:
+        expected = self.head_dim // 2
+        self._check(len(rope.factors) in (0, expected), f"rope factors are not one for each of {expected}")
+        with np.errstate(all="ignore"):
+            angles = rope.inverse_frequencies(self.head_dim) * np.float32(self.max_position)
+        finite = np.isfinite(angles).all() and np.isfinite(rope.factors).all()
+        self._check(bool(finite), f"rope turns by angles that are not finite (base {rope.base:g}, and factors)")
 
     def _check_experts(self, experts: Experts) -> None:
         self._check(1 <= experts.chosen <= experts.count, f"{experts.chosen} of {experts.count} experts for a token")

@@ -21,6 +21,7 @@ from pawl.gpu.dtypes import FLOAT32, Dtype, dtype_of, name_of
 from pawl.gpu.folders import cache_folder
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.weights.checks import Keep, Kept, WeightMismatch, all_of_it
+from pawl.gpu.weights.finite import NotFinite
 from pawl.gpu.weights.gguf import GgufFile
 from pawl.gpu.weights.gguf_model import load_gguf_weights
 from pawl.gpu.weights.report import Report, unheard
@@ -44,12 +45,12 @@ def _read_entry(path: Path, config: ModelConfig, keep: Keep) -> dict[str, NDArra
     """What is to `keep` of the entry; None when there is none or it is not whole."""
     if not path.exists():
         return None
-    weights = Kept(weight_shapes(config), keep)
+    weights = Kept(path, weight_shapes(config), keep)
     try:
         for name, weight in read_tensors(path):
             weights.take({name: weight})
-        return weights.complete(path)
-    except (FolderError, WeightMismatch) as error:
+        return weights.complete()
+    except (FolderError, NotFinite, WeightMismatch) as error:
         log.warning("cached weights are damaged and are made again", path=str(path), error=str(error))
         return None
 

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
+from pawl.gpu.weights.finite import check_finite
+
 Keep: TypeAlias = Callable[[str, NDArray[Any]], NDArray[Any] | None]
 """Takes each weight of a whole model, by its canonical name, and gives what is kept of it; None: nothing. What it does
 not keep is not in memory with the rest."""
@@ -57,8 +59,9 @@ def check_names(
 class Kept:
     """The weights of a model as they come, or the part of each that somebody keeps."""
 
-    def __init__(self, expected: Mapping[str, tuple[int, ...]], keep: Keep) -> None:
-        self._expected, self._keep = expected, keep
+    def __init__(self, path: Path | str, expected: Mapping[str, tuple[int, ...]], keep: Keep) -> None:
+        """They come from `path`."""
+        self._path, self._expected, self._keep = path, expected, keep
         self._found: dict[str, tuple[int, ...]] = {}
         self._weights: dict[str, NDArray[Any]] = {}
 
@@ -68,14 +71,16 @@ class Kept:
         return len(self._found) / len(self._expected)
 
     def take(self, weights: Mapping[str, NDArray[Any]]) -> None:
-        """Some have come, whole, by their canonical names. What the model has not is never asked about."""
+        """Some have come, whole, by their canonical names. What the model has not is never asked about. Raises
+        NotFinite for what is kept and cannot be computed with."""
         for name, weight in weights.items():
             self._found[name] = shape = weight.shape
             part = self._keep(name, weight) if self._expected.get(name) == shape else None
             if part is not None:
+                check_finite(self._path, name, part)
                 self._weights[name] = part
 
-    def complete(self, path: Path | str) -> dict[str, NDArray[Any]]:
+    def complete(self) -> dict[str, NDArray[Any]]:
         """What was kept. Raises WeightMismatch unless exactly the model's weights have come."""
-        check_names(path, self._expected, self._found)
+        check_names(self._path, self._expected, self._found)
         return self._weights

@@ -16,6 +16,7 @@ from pawl.gpu.models.registry import by_gguf
 from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight
 from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated, stacked_shapes
+from pawl.gpu.weights.finite import check_finite
 from pawl.gpu.weights.gguf import GgufFile
 from pawl.gpu.weights.report import Report, unheard
 
@@ -163,15 +164,15 @@ def load_gguf_weights(
 ) -> dict[str, NDArray[Any]]:
     """Every weight that is to `keep`, dequantised, in `dtype` (norms float32), under its canonical name.
 
-    Raises WeightMismatch when the tensor table is not what `config` needs.
+    Raises NotFinite, or WeightMismatch when the tensor table is not what `config` needs.
     """
     row, names = _checked_names(file, config)
-    weights = Kept(weight_shapes(config), keep)
+    weights = Kept(file.path, weight_shapes(config), keep)
     for number, (name, canonical) in enumerate(names.items()):
         report(number / len(names))
         for part, values in separated(canonical, _numbers(file, row, config, name)):
             weights.take({part: _converted(part, values, dtype)})
-    return weights.complete(file.path)
+    return weights.complete()
 
 
 def _numbers(file: GgufFile, row: GgufRow, config: ModelConfig, name: str) -> NDArray[np.float32]:
@@ -200,7 +201,7 @@ def _format(file: GgufFile, name: str) -> BlockFormat | None:
 
 def load_gguf_blocks(file: GgufFile, config: ModelConfig, dtype: Dtype, report: Report = unheard) -> dict[str, Weight]:
     """Every weight under its canonical name: matrices as the blocks that they are in the file, views of it, and what is
-    in no `BlockFormat` as `load_gguf_weights` gives it. Raises WeightMismatch as that does."""
+    in no `BlockFormat` as `load_gguf_weights` gives it. Raises as that does."""
     row, names = _checked_names(file, config)
     weights: dict[str, Weight] = {}
     for number, (name, canonical) in enumerate(names.items()):
@@ -212,4 +213,6 @@ def load_gguf_blocks(file: GgufFile, config: ModelConfig, dtype: Dtype, report: 
         else:
             for part, data in separated(canonical, _in_order(file.blocks(name), row, config, name)):
                 weights[part] = Blocks(np.ascontiguousarray(data), kind)
+    for name, weight in weights.items():
+        check_finite(file.path, name, weight)
     return weights

@@ -23,6 +23,7 @@ from pawl.gpu.models.registry import of_config
 from pawl.gpu.weights.blocks import Weight, numbers_of
 from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated
+from pawl.gpu.weights.finite import check_finite
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
 from pawl.gpu.weights.overlay import Overlay
 from pawl.gpu.weights.packed.matrices import Matrices
@@ -200,14 +201,14 @@ def load_folder_weights(
     are quantised, as `scheme` says, are dequantised.
 
     `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Only what is to `keep`
-    is returned. Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
+    is returned. Raises FolderError, NotFinite, or WeightMismatch when names or shapes are not what `config` needs.
     """
-    weights = Kept(weight_shapes(config), keep)
+    weights = Kept(folder, weight_shapes(config), keep)
     for path, name, stored in _stored(folder, config, scheme, mapped=mapped):
         numbers = stored.numbers(dtype_of(dtype)) if isinstance(stored, Scaled) else stored
         weights.take(canonical(path, name, numbers, config, dtype))
         report(weights.share)
-    return weights.complete(folder)
+    return weights.complete()
 
 
 def load_folder_blocks(
@@ -226,6 +227,8 @@ def load_folder_blocks(
             dense += isinstance(stored, Scaled)
         report(min(1.0, len(weights) / len(expected)))
     check_names(folder, expected, {name: weight.shape for name, weight in weights.items()})
+    for name, weight in weights.items():
+        check_finite(folder, name, weight)
     if dense:
         log.info("quantised matrices are dequantised", number=dense, reason="no blocks hold their very numbers")
     return weights
@@ -279,10 +282,13 @@ def _named(name: str, stored: Any, config: ModelConfig) -> Iterator[tuple[str, A
 
 
 def sent_weights(tensors: Mapping[str, Weight], config: ModelConfig, dtype: Dtype) -> dict[str, NDArray[Any]]:
-    """Copies of some weights that were sent under the names of a checkpoint, by canonical names. Raises FolderError, or
-    WeightMismatch for names or shapes that are not the model's."""
+    """Copies of some weights that were sent under the names of a checkpoint, by canonical names. Raises FolderError,
+    NotFinite, or WeightMismatch for names or shapes that are not the model's."""
     parts = sent_parts(tensors, config)
-    return {name: np.array(_converted(name, part, config, dtype)) for name, part in parts.items()}
+    sent = {name: np.array(_converted(name, part, config, dtype)) for name, part in parts.items()}
+    for name, weight in sent.items():
+        check_finite(SENT, name, weight)
+    return sent
 
 
 def sent_parts(tensors: Mapping[str, Weight], config: ModelConfig) -> dict[str, NDArray[Any]]:

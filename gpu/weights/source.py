@@ -114,7 +114,7 @@ def load_weights(
     each what is to `keep`.
 
     `mapped` as in `load_folder_weights`.
-    Raises WeightMismatch, GgufFormatError or FolderError.
+    Raises WeightMismatch, NotFinite, GgufFormatError or FolderError.
     """
     if source.file is None:
         return load_folder_weights(

@@ -22,6 +22,7 @@ FAILURES = {
     "pawl.gpu.weights.gguf": ("GgufFormatError",),
     "pawl.gpu.weights.safetensors": ("FolderError",),
     "pawl.gpu.weights.checks": ("WeightMismatch",),
+    "pawl.gpu.weights.finite": ("NotFinite",),
     "pawl.gpu.models.config": ("UnsupportedModel",),
     "pawl.gpu.backend": ("BackendUnavailable",),
     "pawl.gpu.kv": ("KvDoesNotFit",),

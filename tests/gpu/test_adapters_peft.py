@@ -25,6 +25,7 @@ from tests.gpu.tiny import tiny_model
 FEW, MANY = 150, 3000
 LONGEST_LINE = 1000
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+NAMED_Q0, NOT_FINITE = Q0.removeprefix("base_model.model."), "holds a number that is not finite"
 
 
 def config_of(name: str) -> ModelConfig:
@@ -122,6 +123,10 @@ RENAMED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "two ranks": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(3, 48)}), "rank 3 in lora_A and 4 in lora_B"),
     "too wide": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(4, 49)}), "a matrix of 48 x 49, not 48 x 48"),
     "nothing": (lambda t: t.clear(), "it changes nothing"),
+    "NaN in A": (lambda t: t[f"{Q0}.lora_A.weight"][3].fill_(torch.nan), f"{NAMED_Q0}.lora_A {NOT_FINITE}"),
+    "NaN in B": (lambda t: t[f"{Q0}.lora_B.weight"][47, 3].fill_(torch.nan), f"{NAMED_Q0}.lora_B {NOT_FINITE}"),
+    "infinity": (lambda t: t[f"{Q0}.lora_A.weight"][0, 0].fill_(-torch.inf), f"{NAMED_Q0}.lora_A {NOT_FINITE}"),
+    "too large to be scaled": (lambda t: t[f"{Q0}.lora_B.weight"].fill_(3e38), f"{NAMED_Q0}.lora_B {NOT_FINITE}"),
 }  # fmt: skip
 
 

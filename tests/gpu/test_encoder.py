@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from pawl.build.assembly import load_parts
 from pawl.config import ConfigError, ServerConfig
@@ -23,6 +24,7 @@ from pawl.gpu.encoder.runner import EncoderRunner, encoder_again
 from pawl.gpu.models.config import UnsupportedModel
 from pawl.gpu.pooling import Pooling, pooled
 from pawl.gpu.weights.checks import WeightMismatch
+from pawl.gpu.weights.finite import NotFinite
 from pawl.gpu.weights.pooling import folder_pooling, longest_text
 from pawl.gpu.weights.safetensors import FolderError
 from pawl.lifecycle.recompute import Recorded
@@ -152,6 +154,16 @@ def test_weights_of_another_shape_are_refused_by_name(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(WeightMismatch, match=r"missing encoder\.layer\.2"):
         load_encoder_weights(folder, encoder_config(folder), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["encoder.layer.1.output.dense.bias", "embeddings.LayerNorm.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_no_number_is_refused_by_name(name: str, value: float, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][2] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NotFinite, match=f"{name} holds a number that is not finite"):
+        load_encoder_weights(folder, encoder_config(folder), torch.bfloat16)
 
 
 # ---- how vectors are made, as folders of sentence-transformers say ----

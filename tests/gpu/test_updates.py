@@ -111,6 +111,9 @@ def damaged(path: Path, kind: str) -> None:
         save_file(weights | {name: weights[name][:3].contiguous()}, file)
     elif kind == "a tensor less":
         save_file({key: value for key, value in weights.items() if key != name}, file)
+    elif kind == "no number":
+        weights[name][2, 1] = torch.nan
+        save_file(weights, file)
     elif kind == "another rope":
         values = json.loads((path / "config.json").read_text())
         values.pop("rope_parameters", None)
@@ -125,6 +128,7 @@ def damaged(path: Path, kind: str) -> None:
         ("another shape", "wrong shape"),
         ("a tensor less", "missing model.layers.1.mlp.up_proj.weight"),
         ("another rope", "is another model than the one that is served: rope is"),
+        ("no number", "model.layers.1.mlp.up_proj.weight holds a number that is not finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(
@@ -218,6 +222,7 @@ def test_a_part_that_does_not_fit_is_the_end_of_its_update(one: Path, two: Path,
         ({name: torch.ones(47)}, r"wrong shape model.norm.weight \(47,\) for \(48,\)"),
         ({"model.layers.2.input_layernorm.weight": torch.ones(48)}, "unexpected model.layers.2"),
         ({name: torch.ones(48, dtype=torch.int32)}, "stored as int32"),
+        ({name: torch.full((48,), torch.inf)}, f"what was sent: {name} holds a number that is not finite"),
         ({}, "no tensors"),
     ):
         runner.stage(1, sent(two, *NAMES[2:]), last=False)

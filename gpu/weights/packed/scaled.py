@@ -37,7 +37,8 @@ class Scaled:
             rows = slice(first, first + step)
             values = self.values[rows]
             floats = floats_of(values) if is_floating(values.dtype) else values.astype(np.float32)
-            found[rows] = converted(floats * self.scales[rows].take(self.groups, 1), dtype)
+            with np.errstate(over="ignore"):  # what is too large is told by its name
+                found[rows] = converted(floats * self.scales[rows].take(self.groups, 1), dtype)
         return found
 
     def blocks(self) -> Blocks | None:
