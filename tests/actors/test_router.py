@@ -124,6 +124,35 @@ def test_all_that_end_in_one_step_are_forgotten() -> None:
     assert (router.routed, [each.num_open for each in router.replicas.values()]) == ({}, [0])
 
 
+def test_whatever_a_step_says_of_rows_is_passed_on_of_the_requests_that_have_them() -> None:
+    """Rows are a replica's own, and other replicas have the same."""
+    router, context = routed(1)
+    rows = {3: 1, 70: 2, 0: 5}  # more than the first table has
+    for row, request in rows.items():
+        router.receive(asked(request))
+        router.receive(Opened(row, request, TextOptions(), len(PROMPT), PROMPT, replica=0))
+    context.take(FRONT.detokenizer)
+    scores: Any = {row: f"scores of {row}" for row in rows}  # nobody looks at them here
+    vectors = {row: np.full(2, row, np.float32) for row in rows}
+    router.receive(
+        StepTokens(
+            np.array([70, 0, 70], np.int32),
+            np.array([11, 12, 13], np.int32),
+            prompt_logprobs=tuple(scores.items()),
+            ended=tuple(Ended(row, request, Cause.LENGTH, Usage(3, 1, 0), Timing(0.0)) for row, request in rows.items()),
+            admitted=tuple(Admitted(row, row, Timing(0.0, 0.0)) for row in rows),
+            embeddings=tuple(vectors.items()),
+            replica=0,
+        )
+    )
+    (told,) = context.take(FRONT.detokenizer)
+    assert (told.rows.tolist(), told.tokens.tolist()) == ([2, 5, 2], [11, 12, 13])
+    assert [(end.row, end.request) for end in told.ended] == [(1, 1), (2, 2), (5, 5)]
+    assert [(each.row, each.cached_tokens) for each in told.admitted] == [(1, 3), (2, 70), (5, 0)]
+    assert told.prompt_logprobs == ((1, "scores of 3"), (2, "scores of 70"), (5, "scores of 0"))
+    assert [(stream, vector.tolist()) for stream, vector in told.embeddings] == [(1, [3, 3]), (2, [70, 70]), (5, [0, 0])]
+
+
 def test_all_output_is_older_where_other_weights_serve_whatever_they_are_called() -> None:
     resumed = Resumed(
         output=np.array([10, 11, 12], np.int32),

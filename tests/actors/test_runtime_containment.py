@@ -292,6 +292,28 @@ def test_a_failure_that_is_nobodys_still_stops_the_actor() -> None:
     assert failures == ["ended 1", "ended 2", "fragile: Broken"]
 
 
+def test_a_handler_that_ends_its_thread_is_spared_by_nobody() -> None:
+    """Whoever raises SystemExit is not to go on, whatever the actor thinks of failures."""
+    failures: list[str] = []
+
+    class Lenient(Actor):
+        accepts = int
+
+        def receive(self, message: int) -> None:
+            raise SystemExit(message)
+
+        def spares(self, message: int, error: BaseException) -> bool:
+            failures.append("asked")
+            return True
+
+    system = LocalSystem(on_failure=lambda name, error: failures.append(f"{name}: {type(error).__name__}"))
+    system.spawn(Lenient(), "lenient")
+    system.start()
+    system.send("lenient", 1)
+    system.stop()
+    assert failures == ["lenient: SystemExit"]
+
+
 def test_the_log_names_place_and_request_and_quotes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Tokenizer(byte_level(), 100)
     ManualContext(tokenizer, "tokenizer")

@@ -137,6 +137,38 @@ def test_a_thread_whose_time_has_come_while_another_one_ran_its_actor_goes_on() 
     assert system.stop(timeout_s=GENEROUS_S) == ()
 
 
+def test_a_thread_that_was_overtaken_once_sleeps_through_later_visits() -> None:
+    now = [0.0]
+    system = LocalSystem(clock=lambda: now[0])
+
+    def handle(actor: Doing, message: Number) -> None:
+        match message.value:
+            case 0:
+                actor.context.after(0.001, Number(2))
+            case 1:
+                wait_for(lambda: driver._overdue)
+                now[0] = 1.0
+
+    actor = Doing(handle)
+    actor.roams = True
+    system.spawn(actor, "clock")
+    driver = system._drivers["clock"]
+    assert isinstance(driver, ThreadDriver)
+    system.send("clock", Number(0))
+    system.start()
+    wait_for(lambda: visited(system, driver))
+    wait_for(lambda: driver._until is None and driver._cell.mailbox._parked)
+    woken: list[bool] = []
+    driver.go = lambda: woken.append(True)
+    visitor.may_run = True
+    system.send("clock", Number(3))
+    assert (visit := visitor.leave()) is not None
+    visit.visit()
+    assert not woken
+    driver.go = driver._gate.release
+    assert system.stop(timeout_s=GENEROUS_S) == ()
+
+
 def visited(system: LocalSystem, driver: ThreadDriver) -> bool:
     """Bring it a message, and run it, if it is parked now."""
     visitor.may_run = driver._until is not None and driver._cell.mailbox._parked

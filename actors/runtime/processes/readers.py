@@ -128,9 +128,9 @@ class Readers:
         if which == self._pipe:
             with suppress(BlockingIOError):
                 os.read(which, 4096)
-        elif (wire := self._polled.get(which)) is not None and not wire.closed:
+        elif (wire := self._polled.get(which)) is not None:
             wire.look()
-            if self._polling.once and not wire.closed:
+            if self._polling.once:
                 for number, read, written in wire.polled():
                     if self._polled.get(number) is wire:
                         self._polling.poller.modify(number, self._flags(read, written))
