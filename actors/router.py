@@ -155,7 +155,7 @@ class Router(Actor):
                 try:
                     self.receive(message)
                 except Exception as again:
-                    if not isinstance(message, Opened):
+                    if not isinstance(message, Opened | Finish):
                         raise
                     self.contain(message.request, again)
             case _:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.messages.hand_over import CancelPrefill, DecoderDown, DecoderUp, Prefill, Received
+from pawl.actors.messages.hand_over import CancelPrefill, DecoderDown, DecoderUp, ForgetReceiver, Prefill, Received
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.faults import Faults
@@ -157,4 +157,5 @@ def test_what_a_decode_replica_asked_that_is_gone_is_given_up() -> None:
     context.take_sent()
     desk.receive(DecoderDown(DECODE.scheduler))
     assert context.take(PREFILL.scheduler) == [Abort((1,), Cause.CLIENT)]
+    assert context.take(PREFILL.storage)[-1:] == [ForgetReceiver(DECODE.storage)]
     assert desk.num_open == 1, "others wait for theirs"

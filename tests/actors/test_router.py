@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from pawl.actors.control import Ask
 from pawl.actors.fleet import OTHER_WEIGHTS
@@ -28,6 +29,7 @@ from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
 from pawl.actors.present import SENT
+from pawl.actors.routed import Routed
 from pawl.actors.router import AGAIN_S, Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
@@ -103,6 +105,17 @@ def test_a_request_says_from_which_token_on_the_weights_that_drew_last_have_draw
         is_lost(router, context, replica)
 
 
+@pytest.mark.parametrize(("tokens", "first_token_s"), [([10, 11], 6.0), ([], None)])
+def test_times_of_a_request_that_goes_on_elsewhere_are_told_from_now(tokens: list[int], first_token_s: float) -> None:
+    """Clocks of processes differ."""
+    admitted = Admitted(0, 7, Timing(1.0, 2.0))
+    known = Routed(asked(1), 1.0, 0, tokens, admitted=admitted, first_token=4.0, weights="a", num_lost=2)
+    again = known.again(10.0)
+    assert again.resumed is not None
+    assert (again.age_s, again.resumed.admitted_s, again.resumed.first_token_s) == (9.0, 8.0, first_token_s)
+    assert (again.resumed.cached_tokens, again.resumed.num_retractions, again.resumed.weights) == (7, 2, "a")
+
+
 def test_an_abort_of_several_reaches_all_of_them_each_at_its_replica() -> None:
     router, context = routed(2)
     for request in (1, 2, 3, 4):
@@ -139,7 +152,9 @@ def test_whatever_a_step_says_of_rows_is_passed_on_of_the_requests_that_have_the
             np.array([70, 0, 70], np.int32),
             np.array([11, 12, 13], np.int32),
             prompt_logprobs=tuple(scores.items()),
-            ended=tuple(Ended(row, request, Cause.LENGTH, Usage(3, 1, 0), Timing(0.0)) for row, request in rows.items()),
+            ended=tuple(
+                Ended(row, request, Cause.LENGTH, Usage(3, 1, 0), Timing(0.0)) for row, request in rows.items()
+            ),
             admitted=tuple(Admitted(row, row, Timing(0.0, 0.0)) for row in rows),
             embeddings=tuple(vectors.items()),
             replica=0,
@@ -150,7 +165,11 @@ def test_whatever_a_step_says_of_rows_is_passed_on_of_the_requests_that_have_the
     assert [(end.row, end.request) for end in told.ended] == [(1, 1), (2, 2), (5, 5)]
     assert [(each.row, each.cached_tokens) for each in told.admitted] == [(1, 3), (2, 70), (5, 0)]
     assert told.prompt_logprobs == ((1, "scores of 3"), (2, "scores of 70"), (5, "scores of 0"))
-    assert [(stream, vector.tolist()) for stream, vector in told.embeddings] == [(1, [3, 3]), (2, [70, 70]), (5, [0, 0])]
+    assert [(stream, vector.tolist()) for stream, vector in told.embeddings] == [
+        (1, [3, 3]),
+        (2, [70, 70]),
+        (5, [0, 0]),
+    ]
 
 
 def test_all_output_is_older_where_other_weights_serve_whatever_they_are_called() -> None:

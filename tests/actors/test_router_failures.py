@@ -29,8 +29,9 @@ from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.cache import FlushCache
-from pawl.loops.orders.requests import Abort, Finish
+from pawl.loops.orders.requests import Abort, Drain, Finish
 from pawl.loops.orders.sessions import OpenSession
+from pawl.loops.recovery import FAILED
 from pawl.memory.arrays import Int32s
 from tests.actors.raising import Strike, each_struck
 from tests.actors.test_router import PROMPT, Starts, asked
@@ -222,6 +223,43 @@ def test_an_exception_at_any_line_of_the_router_costs_one_request_at_the_most() 
     assert len(tried) > 100
     assert {name: wrong(life) for name, life in tried if wrong(life)} == {}
     assert all(life.router.num_contained == 1 for _, life in tried)
+
+
+@pytest.mark.parametrize(
+    "message", [Opened(1, 2, TextOptions(), 3, PROMPT, replica=1), Finish(2, 1)], ids=lambda each: type(each).__name__
+)
+def test_what_fails_twice_for_the_sake_of_one_request_ends_that_one(message: Any) -> None:
+    spared, context = fails_twice(message)
+    assert spared
+    assert context.take("scheduler.1") == [Abort((2,), Cause.INTERNAL, FAILED)]
+    assert context.take("scheduler.0") == []
+
+
+def test_what_fails_twice_and_is_of_no_request_ends_the_router() -> None:
+    with pytest.raises(Broken):
+        fails_twice(Drain(3.0))
+
+
+class Broken(Exception):
+    """What a message comes to, whenever it comes."""
+
+
+def fails_twice(message: Any) -> tuple[bool, ManualContext]:
+    """Whether a router with a request at each of two replicas goes on behind a message that it can never handle."""
+    made = Router(RoundRobin(4), [names_of(number) for number in range(2)], Starts())
+    context = ManualContext(made, ROUTER)
+    for request in (1, 2):
+        made.receive(asked(request))
+    context.take_sent()
+    handle = made.receive
+
+    def receive(each: Any) -> None:
+        if each is message:
+            raise Broken
+        handle(each)
+
+    made.receive = receive  # type: ignore[method-assign]
+    return made.spares(message, Broken()), context
 
 
 def test_who_has_ended_is_remembered_for_so_many_that_ended_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

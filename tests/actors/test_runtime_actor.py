@@ -135,6 +135,16 @@ def test_after_a_failed_save_the_fills_behind_it_are_written_and_a_failed_fill_i
     assert [sent.message for sent in context.take_sent()] == [Saved(4)]
 
 
+def test_nothing_is_saved_of_a_device_that_has_lost_a_step_before_it_is_reset() -> None:
+    worker, context, batch = launched()
+    assert spared(worker, None, context) == [(NAMES.scheduler, ExecuteFailed(batch.step, "RuntimeError"))]
+    worker.receive(Save(1, PAGES, KEYS))
+    assert [(sent.to, sent.message) for sent in context.take_sent()] == [(NAMES.scheduler, Saved(1))]
+    worker.receive(ResetWorker(batch.step + 1, next_save=2))
+    worker.receive(Save(2, PAGES, KEYS))
+    assert [(sent.to, sent.message.number) for sent in context.take_sent()] == [(NAMES.storage, 2)]
+
+
 def test_a_fence_that_failed_holds() -> None:
     worker = Worker(ghost())
     context = ManualContext(worker, NAMES.worker)

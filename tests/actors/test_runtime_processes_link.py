@@ -12,7 +12,19 @@ from structlog.testing import capture_logs
 from pawl.actors.runtime.actor import Down, Lane, Overflow
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import Reason
-from pawl.actors.runtime.processes.frames import Beat, Bye, Credit, Hello, Over, Post, Spawned, Stop, read, written
+from pawl.actors.runtime.processes.frames import (
+    Beat,
+    Bye,
+    Credit,
+    Eager,
+    Hello,
+    Over,
+    Post,
+    Spawned,
+    Stop,
+    read,
+    written,
+)
 from pawl.actors.runtime.processes.remote import RemoteCell
 from pawl.actors.runtime.receiver import Phase
 from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, Stray
@@ -94,6 +106,19 @@ def test_a_message_of_too_many_arrays_is_a_dead_letter_and_costs_nobody_more(
     assert between.wait_for("y", "settled") == ["started", Say(1), "settled"]
     assert between.lost == []
     assert [letter.reason for letter in between.b.dead_letters.recent()] == [Reason.UNKNOWN_MESSAGE]
+
+
+def test_who_is_held_back_hears_of_every_message_from_the_moment_at_which_it_is_told_what_was_taken(
+    between: Between,
+) -> None:
+    """Its receiver may take one just then, in a thread of its own, and would tell nobody."""
+    (link,) = between.b.links.values()
+    flow, told = link._flow("y"), []
+    assert flow.batch == 2
+    flow.taken, link._owed = 1, told  # type: ignore[assignment]
+    link.pump = lambda: told.append(flow.batch)  # type: ignore[method-assign]
+    link.receive(written(Eager("y")))
+    assert told == [flow, 1]
 
 
 def test_the_end_of_a_process_is_looked_at_when_it_is_known(between: Between) -> None:

@@ -162,7 +162,8 @@ def test_a_thread_that_was_overtaken_once_sleeps_through_later_visits() -> None:
     driver.go = lambda: woken.append(True)
     visitor.may_run = True
     system.send("clock", Number(3))
-    assert (visit := visitor.leave()) is not None
+    visit = visitor.leave()
+    assert visit is not None
     visit.visit()
     assert not woken
     driver.go = driver._gate.release

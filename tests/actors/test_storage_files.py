@@ -315,6 +315,13 @@ def test_an_emptied_host_keeps_the_files(tmp_path: Path) -> None:
     assert key(1) in both
 
 
+def test_what_is_kept_is_what_is_there_when_all_of_it_has_come(tmp_path: Path) -> None:
+    host = TierStore(HostPool(2, PAGE_BYTES), None, eager=True)
+    names = tuple(key(number) for number in range(4))
+    assert host.keep(names, blocks(*range(4))) == names[2:]
+    assert (host.kept, host.take_dropped()) == (2, names[:2])
+
+
 def test_reading_more_than_host_memory_holds_gives_every_page_its_own_bytes(tmp_path: Path) -> None:
     both = tiers(tmp_path, host=1)
     names = [key(number) for number in range(4)]

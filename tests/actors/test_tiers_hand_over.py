@@ -89,6 +89,24 @@ def test_what_is_there_is_sent_at_once_and_the_rest_as_it_is_computed() -> None:
     assert sender.outgoing.idle
 
 
+def test_the_end_of_a_ticket_is_that_of_one_receiver_and_others_with_the_same_one_get_theirs() -> None:
+    sender = Sender(*KEYS[:1])
+    for job, storage in ((1, "d"), (2, "e")):
+        sender.open(job=job, storage=storage)
+    sender.outgoing.over("d", 7)
+    sender.computed(KEYS[1])
+    sender.end(job=1)
+    sender.end(job=2)
+    assert [(to, getattr(message, "keys", None)) for to, message in sender.posted[2:]] == [
+        ("e", (KEYS[1],)),
+        ("e", None),
+    ]
+    sender.outgoing.taken("e", 2)
+    assert not sender.outgoing.idle
+    sender.outgoing.taken("e", 3)
+    assert sender.outgoing.idle, "what the other had not taken is waited for no more"
+
+
 def test_pages_that_nobody_wants_are_not_sent_and_none_twice() -> None:
     sender = Sender(KEYS[0])
     sender.open(keys=KEYS[:2])

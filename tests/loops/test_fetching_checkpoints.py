@@ -21,7 +21,7 @@ def kept(driver: TierDriver) -> Any:
 
 
 def at_rest() -> tuple[TierDriver, list[int]]:
-    """No step is in flight; of three fetches one was given up, one is waited for by two. And the requests of `ASKED`."""
+    """No step is in flight; of three fetches one was given up, two wait for another. And the requests of `ASKED`."""
     driver = TierDriver()
     for prompt in (PROMPT, OTHER, SHORT):
         driver.know(prompt)

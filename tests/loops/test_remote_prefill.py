@@ -119,6 +119,16 @@ def test_no_more_pages_are_on_their_way_than_there_is_room_for() -> None:
     assert [order.tokens[0] for order in decoder.prefills] == [50, 51, 52]
 
 
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_pages_that_came_are_counted_and_not_those_that_were_asked_for(count: int) -> None:
+    decoder = Decoder()
+    decoder.submit(PROMPT)
+    decoder.turn()
+    decoder.remote.received(decoder.prefills[0].ticket, count, 0, decoder.now)
+    counts = decoder.remote.counts
+    assert (counts.received, counts.pages, counts.short) == (1, count, int(count < 3))
+
+
 def test_a_prompt_larger_than_all_the_room_is_computed_here() -> None:
     decoder = Decoder(max_pages=2)
     request = decoder.submit(PROMPT)

@@ -228,6 +228,31 @@ def test_a_window_page_that_the_cache_has_is_not_taken_again_while_a_step_of_who
     memory.check_all()
 
 
+def test_a_window_page_that_two_rows_shared_waits_for_the_step_of_the_one_though_the_other_let_go_of_it_later() -> None:
+    memory, windows = hybrid(num_window_pages=10)
+    memory.release(serve(memory, 1, 2, 3))
+    slots = []
+    for last in (4, 5):
+        transaction = memory.ledger.begin()
+        granted = memory.admit(transaction, tokens(1, 2, 3, last), "", True)
+        assert granted is not None
+        assert memory.extend_slot(transaction, granted.slot, 4 * PAGE) is not None
+        memory.ledger.prepare(transaction)
+        slots.append(granted.slot)
+        if last == 4:
+            memory.ledger.commit(transaction)
+    memory.release(slots[1])  # its step is in flight
+    memory.slide(as_array(slots[0]), as_array(PAGE), as_array(3 * PAGE))
+    free = windows.pool.free
+    assert not windows.make_room(free + 2)
+    assert (windows.pool.free, windows.pool.deferred) == (free, 3), (
+        "the page behind both windows, theirs, and a new one"
+    )
+    memory.ledger.commit(transaction)
+    assert (windows.pool.free, windows.pool.deferred) == (free + 3, 0)
+    memory.check_all()
+
+
 def test_pages_are_taken_from_both_pools_or_from_none() -> None:
     memory, windows = hybrid(num_window_pages=4, cache="none")
     slot = serve(memory, 1, 2)
