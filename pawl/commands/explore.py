@@ -156,25 +156,33 @@ def _load_own(task: Task) -> None:
 
 def _explore(task: Task, arguments: argparse.Namespace) -> tuple[Totals, str]:
     """In as many processes as asked for; the first counterexample ends them all and is told as text."""
-    from pawl.exploration.processes import Clock, Watcher, follow, gather, started
+    from pawl.exploration.processes import UNSAVED, Clock, Watcher, follow, gather, started, with_fewer
     from pawl.logs import progress
 
     count, output = arguments.workers, arguments.output
 
     def found(text: str) -> None:
-        print(f"found, and saved to {output}: {text.splitlines()[0]}", file=sys.stderr, flush=True)
+        saved = "" if text.endswith(UNSAVED) else f", and saved to {output}"
+        print(f"found{saved}: {text.splitlines()[0]}", file=sys.stderr, flush=True)
 
     each = -(-task.schedules // count)
     tasks = [task._replace(seed=task.seed + number, stride=count, schedules=each) for number in range(count)]
     with (
-        started(tasks if count > 1 else []) as children,
+        started(tasks if count > 1 or _own(task) else []) as children,
         progress("seconds", max(1, int(arguments.seconds))) as advance,
     ):
         watcher = Watcher(Clock(advance).tick, found)
-        return gather(children, output, watcher) if children else follow(task, output, watcher)
+        totals, text = gather(children, output, watcher) if children else follow(task, output, watcher)
+    return totals, with_fewer(text, task, output) if text.endswith(UNSAVED) else text
+
+
+def _own(task: Task) -> bool:
+    """Whether a part is the user's own: it may hang, and end its process."""
+    return any(":" in name for name in (task.policy, task.cache, task.scheduler))
 
 
 def _print(totals: Totals, seconds: float, seed: int, text: str, output: Path) -> None:
+    from pawl.exploration.processes import UNSAVED
     from pawl.exploration.task import UNSTEADY
 
     print(
@@ -188,5 +196,5 @@ def _print(totals: Totals, seconds: float, seed: int, text: str, output: Path) -
     print(f"violations: {1 if text else 0}")
     if text:
         print(f"\n{text}")
-        if not text.startswith(UNSTEADY):
+        if not text.startswith(UNSTEADY) and not text.endswith(UNSAVED):
             print(f"\nsaved; to see it again: pawl replay {output}")

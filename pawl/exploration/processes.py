@@ -5,25 +5,27 @@ Those are forked: what is loaded here, which takes a second, is loaded there.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import selectors
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pawl.commands.failures import EXIT_FAILED, CommandFailed, exit_status, told
+from pawl.commands.failures import CommandFailed
 from pawl.exploration import Totals
 from pawl.exploration.task import Report, Task, explore
+from pawl.exploration.watched import LOOK_S, Tell, Watched
 
 PATIENCE_S = 10.0
 """For a process to end after its last report."""
+SCHEDULES_OF_FEWER = 50
+OVERTIME_S = 5.0
+"""For a process that makes what it has found smaller to end once its time is over."""
+UNSAVED = "not saved: the process that explored was lost with it"
 
 
 class Watcher(NamedTuple):
@@ -45,23 +47,10 @@ def follow(task: Task, output: Path, watcher: Watcher) -> tuple[Totals, str]:
     return last.totals, last.text
 
 
-def _tell(task: Task, output: Path, reports: int, parent: int) -> None:
-    """The body of a child: a JSON line for each report, into this descriptor, for as long as the `parent` lives."""
-    try:
-        with open(reports, "w", encoding="utf-8") as lines:
-            for report in _saved(explore(task), output):
-                line = {"totals": report.totals._asdict(), "text": report.text, "final": report.final}
-                if os.getppid() != parent:
-                    return
-                print(json.dumps(line), file=lines, flush=True)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_FAILED)
-    except Exception as error:
-        status = exit_status(error)
-        if status is None:
-            raise
-        print(f"pawl: {told(error)}", file=sys.stderr)
-        sys.exit(status)
+def _tell(task: Task, output: Path, tell: Tell) -> None:
+    """The body of a child: it tells each report."""
+    for report in _saved(explore(task), output):
+        tell({"totals": report.totals._asdict(), "text": report.text, "final": report.final})
 
 
 def _saved(reports: Iterator[Report], output: Path) -> Iterator[Report]:
@@ -85,10 +74,24 @@ def started(tasks: Sequence[Task]) -> Iterator[Sequence[Child]]:
                 child.end()
 
 
+def with_fewer(text: str, task: Task, output: Path) -> str:
+    """What was found, of a process that was lost, `text` of that: the same in fewer requests, if it is."""
+    first, ends = text.splitlines()[0], time.monotonic() + task.shrink_seconds
+    for most in range(1, text.count("\n  request")):
+        now = time.monotonic()
+        if now >= ends:
+            break
+        with started([task._replace(max_requests=most, schedules=SCHEDULES_OF_FEWER, ends=ends)]) as children:
+            _, again = gather(children, output, Watcher(lambda: None, lambda found: None))
+        if again.splitlines()[:1] == [first]:
+            return again
+    return text
+
+
 def gather(children: Sequence[Child], output: Path, watcher: Watcher) -> tuple[Totals, str]:
     """What all of them come to; the first that finds something is waited for, the others are ended."""
     finder = _watch(children, output, watcher)
-    statuses = [child.end() for child in children]
+    statuses = [child.end(PATIENCE_S if child.final else 0.0) for child in children]
     totals = Totals()
     for child in children:
         totals = totals.plus(child.totals)
@@ -107,63 +110,64 @@ def _watch(children: Sequence[Child], output: Path, watcher: Watcher) -> Child |
         for child in children:
             selector.register(child.reports, selectors.EVENT_READ, child)
         while selector.get_map():
-            for key, _ in selector.select(timeout=1.0):
-                child = key.data
-                if not child.read() or child.final:
+            for key, _ in selector.select(timeout=LOOK_S):
+                if not key.data.take() or key.data.final:
                     selector.unregister(key.fileobj)
-                if finder is None and child.text:
-                    finder = child
-                    child.copy(output)
-                    if not child.final:
-                        watcher.found(child.text)
+            for child in [key.data for key in selector.get_map().values()]:
+                if child.is_lost():
+                    selector.unregister(child.reports)
+            if finder is None:
+                finder = next((child for child in children if child.text), None)
+                if finder is not None:
+                    finder.copy(output)
+                    if not finder.final or finder.text.endswith(UNSAVED):
+                        watcher.found(finder.text)
                     for other in children:
                         if other is not finder:
                             other.stop()
+            elif not finder.final and time.monotonic() > finder.ends + OVERTIME_S:
+                finder.stop()  # a run of what it makes smaller takes too long, and what it has found is saved
+                break
             watcher.tick()
     return finder
 
 
-class Child:
+class Child(Watched):
     """A process with one task."""
 
     def __init__(self, task: Task, output: Path) -> None:
         self.totals = Totals()
         self.text = ""
         self.final = False
+        self.ends = task.ends
         self._output = output
-        ours, theirs = os.pipe()
-        fork = multiprocessing.get_context("fork")
-        self._process = fork.Process(target=_tell, args=(task, output, theirs, os.getpid()))
-        self._process.start()
-        os.close(theirs)
-        self.reports = open(ours, "rb")  # noqa: SIM115 - closed by `end`
+        super().__init__(partial(_tell, task, output))
 
-    def read(self) -> bool:
-        """Take one line of its report. False when there is no further one."""
-        line = self.reports.readline()
-        if line:
-            told = json.loads(line)
+    def take(self) -> bool:
+        """Take one report. False when there is no further one."""
+        told = self.read()
+        if told is not None:
             self.totals = Totals.told(told["totals"])
             self.text, self.final = told["text"], told["final"]
-        return bool(line)
+        elif not self.final:
+            self.said_no_more()
+            self._take_lost()
+        return told is not None
+
+    def is_lost(self) -> bool:
+        """Whether a call of it stands still, for which it is ended."""
+        hung = self.look()
+        self._take_lost()
+        return hung
+
+    def _take_lost(self) -> None:
+        if self.lost and not self.text:
+            self.text, self.final = f"PartFailed: {self.lost}{self.noted}\n{UNSAVED}", True
 
     def copy(self, output: Path) -> None:
         """Copy its counterexample, if it has saved one."""
         if self._output.exists():
             shutil.copyfile(self._output, output)
-
-    def stop(self) -> None:
-        """It is not needed any more."""
-        self._process.terminate()
-
-    def end(self) -> int:
-        """Its exit status, once it has ended; it is ended if need be."""
-        self._process.join(PATIENCE_S if self.final else 0.0)
-        if self._process.is_alive():
-            self.stop()
-        self._process.join()
-        self.reports.close()
-        return self._process.exitcode or 0
 
 
 class Clock:

@@ -153,7 +153,10 @@ def explore(task: Task) -> Iterator[Report]:
 def _explored(task: Task, workload: Workload, number: int) -> Outcome:
     """What comes of this workload."""
     from pawl.testing import explore_workload
+    from pawl.testing.exploring import described
+    from pawl.testing.subject.watchdog import note
 
+    note(f"\n{described(workload)}", anew=True)
     seed, strategy = task.seed + number * task.stride, _strategy(task, number)
     return explore_workload(
         workload,

@@ -13,7 +13,7 @@ import numpy as np
 from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.events import Block, Removed, Stored
-from pawl.testing.parts import Checked
+from pawl.testing.parts import Checked, shown
 
 
 class CheckedCache(Checked):
@@ -44,8 +44,10 @@ class CheckedCache(Checked):
         self._part.events = events
 
     def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> Hold:
+        asked = tokens.tobytes()
         with self._calling("match_and_hold"):
             hold: Hold = self._part.match_and_hold(tokens, namespace, priority)
+        self._check_unwritten("match_and_hold", tokens=(tokens, asked))
         pages = self._pages_of("match_and_hold", hold, "pages")
         if hold.num_tokens > len(tokens) or hold.num_tokens != len(pages) * self._part.page_size:
             what = f"matched {hold.num_tokens} tokens with {len(pages)} pages, and was asked for {len(tokens)}"
@@ -71,8 +73,10 @@ class CheckedCache(Checked):
         self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
     ) -> Insertion:
         held, before = NO_PAGES if hold is None else hold.pages, self._num_events
+        given = {"tokens": (tokens, tokens.tobytes()), "pages": (pages, pages.tobytes())}
         with self._calling("insert"):
             done: Insertion = self._part.insert(tokens, pages, namespace, hold, fence, priority)
+        self._check_unwritten("insert", **given)
         adopted = set(self._pages_of("insert", done, "adopted"))
         self._pages_of("insert", done.hold, "pages")
         if not adopted <= set(pages.tolist()):
@@ -128,6 +132,8 @@ class CheckedCache(Checked):
         with self._calling(verb):
             gone: Eviction = getattr(self._part, verb)(*arguments)
         pages = self._pages_of(verb, gone, "pages")
+        if not isinstance(gone.fence, int | np.integer):
+            raise self._fail(verb, f"returned the fence {shown(gone.fence)}, which is no number of a step")
         self._check_known(verb, pages, "gave back")
         self._check_leaving(verb, pages)
         self._pages.difference_update(pages)
@@ -153,9 +159,15 @@ class CheckedCache(Checked):
         """The pages of what a call returned, which are an array."""
         pages = getattr(returned, name, None)
         if not isinstance(pages, np.ndarray) or pages.dtype.kind != "i":
-            raise self._fail(verb, f"returned {returned!r:.80}, whose `{name}` are no array of page numbers")
+            raise self._fail(verb, f"returned {shown(returned)}, whose `{name}` are no array of page numbers")
         numbers: list[int] = pages.tolist()
         return numbers
+
+    def _check_unwritten(self, verb: str, **given: tuple[Int32s, bytes]) -> None:
+        """What it was given is as it was: it belongs to the request."""
+        for name, (now, before) in given.items():
+            if now.tobytes() != before:
+                raise self._fail(verb, f"wrote to the {name} that it was given")
 
     @property
     def _num_events(self) -> int:

@@ -94,7 +94,7 @@ class Cluster(Case):
             self.router = WatchedRouter(shape, names, self.starter, self._report, linked=workload.processes)
             self.router.loop_of = lambda number: self.replicas[number].scheduler.loop
             self.router.is_lost = self._is_lost
-        self._make_scheduler = timely(SCHEDULERS[shape.scheduler])
+        self._make_scheduler = timely(SCHEDULERS[shape.scheduler], shape.scheduler)
         specs = engine_actors(
             [replica.parts for replica in self.replicas],
             self.desk,

@@ -78,12 +78,17 @@ class Found(NamedTuple):
         choices.save(path)
 
     def __str__(self) -> str:
-        arrivals = self.workload.arrivals
-        # Numbers are given when requests are sent: where some are sent later, another order may come about.
-        delayed = any(arrival.at_s or arrival.after_tokens for arrival in arrivals)
-        names = [("request" if delayed else f"request {number}") for number in range(1, len(arrivals) + 1)]
-        requests = [f"  {name}: {brief(arrival)}" for name, arrival in zip(names, arrivals, strict=True)]
-        return "\n".join([str(self.failure), f"  server: {brief(self.workload.shape)}", *requests])
+        return f"{self.failure}\n{described(self.workload)}"
+
+
+def described(workload: Workload) -> str:
+    """The server and the requests, in lines."""
+    arrivals = workload.arrivals
+    # Numbers are given when requests are sent: where some are sent later, another order may come about.
+    delayed = any(arrival.at_s or arrival.after_tokens for arrival in arrivals)
+    names = [("request" if delayed else f"request {number}") for number in range(1, len(arrivals) + 1)]
+    requests = [f"  {name}: {brief(arrival)}" for name, arrival in zip(names, arrivals, strict=True)]
+    return "\n".join([f"  server: {brief(workload.shape)}", *requests])
 
 
 def brief(values: msgspec.Struct) -> str:

@@ -19,7 +19,7 @@ from pawl.loops.loop import Loop
 from pawl.loops.policy import Policy, Waiting
 from pawl.loops.queues import Queues
 from pawl.memory.violation import MemoryViolation
-from pawl.testing.subject.watchdog import Hung, limited
+from pawl.testing.subject.watchdog import Hung, limited, pressed
 
 CALL_S = 1.0
 """Seconds of the processor that a call of a part may take: it has a few requests, or pages."""
@@ -63,42 +63,61 @@ class Checked:
 
     def _fail(self, verb: str, what: str) -> PartFailed:
         """What to raise; it is reported at once, as whoever calls may survive an exception."""
-        failed = PartFailed(self.kind, f"{self._name} ({_place(self._part, verb)})", what)
+        failed = PartFailed(self.kind, f"{self._name} ({method_at(type(self._part), verb)})", what)
         self.report(failed)
         return failed
 
     @contextmanager
     def _calling(self, verb: str) -> Iterator[None]:
         try:
-            with limited(CALL_S, of_processor=True):
+            with limited(CALL_S, of_processor=True, call=f"{self} ({method_at(type(self._part), verb)})"):
                 yield
-        except MemoryViolation:
-            raise
+        except MemoryViolation as error:
+            if not self._is_part_of(error):
+                raise
+            raise self._fail(verb, raised(error)) from error
         except Hung as error:
             frames = traceback.extract_tb(error.__traceback__)
-            theirs = [each for each in frames if not each.filename.startswith(_OURS)]
+            theirs = [each for each in frames if not each.filename.startswith(OURS)]
             raise self._fail(verb, "\n".join(("does not return", *traceback.format_list(theirs))).rstrip()) from None
-        except (Exception, SystemExit) as error:  # one that ends its process ends the engine's
-            told = "".join(traceback.format_exception(type(error), error, _beyond_us(error))).rstrip()
-            raise self._fail(verb, f"raised {type(error).__name__}\n{told}") from error
+        except BaseException as error:  # one that ends its process ends the engine's
+            if pressed(error):
+                raise
+            raise self._fail(verb, raised(error)) from error
+
+    def _is_part_of(self, error: BaseException) -> bool:
+        """Whether a line of the part led to it: it may derive from one of ours, that finds out how it is called."""
+        codes = (getattr(each, "__code__", None) for each in vars(type(self._part)).values())
+        files = {code.co_filename for code in codes if code is not None}
+        return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _place(part: Any, verb: str) -> str:
+def method_at(kind: type, verb: str) -> str:
     """File and line of a method."""
-    code = getattr(getattr(type(part), verb, None), "__code__", None)
+    code = getattr(getattr(kind, verb, None), "__code__", None)
     return verb if code is None else f"{verb}, {Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
-_OURS = str(Path(__file__).parent), contextlib.__file__
+OURS = str(Path(__file__).parent), contextlib.__file__
 """Where what calls the user's code stands."""
 
 
-def _beyond_us(error: BaseException) -> Any:
-    """The traceback from where the user's code begins."""
+def shown(value: object) -> str:
+    """What a part gave, which may be anything."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__}, whose `repr` raises"
+
+
+def raised(error: BaseException) -> str:
+    """What a part raised, with its lines: from where the user's code begins, and without what was handled meanwhile."""
     found = error.__traceback__
-    while found is not None and found.tb_next is not None and found.tb_frame.f_code.co_filename.startswith(_OURS):
+    while found is not None and found.tb_next is not None and found.tb_frame.f_code.co_filename.startswith(OURS):
         found = found.tb_next
-    return found
+    chain = error.__cause__ is not None
+    lines = traceback.format_exception(type(error), error, found, chain=chain)
+    return f"raised {type(error).__name__}\n{''.join(lines).rstrip()}"
 
 
 class CheckedPolicy(Checked):
@@ -118,7 +137,7 @@ class CheckedPolicy(Checked):
             returned = self._part.order(rows, waiting)
         if not isinstance(returned, Iterable) or isinstance(returned, Set):
             why = "no sequence" if not isinstance(returned, Set) else "a set, and has no order"
-            raise self._fail("order", f"returned {returned!r:.80}, which is {why}: it was given rows {given}")
+            raise self._fail("order", f"returned {shown(returned)}, which is {why}: it was given rows {given}")
         with self._calling("order"):
             found = list(islice(returned, len(given) + MOST_MORE))
         after = _written(waiting)
@@ -128,7 +147,8 @@ class CheckedPolicy(Checked):
             raise self._fail("order", f"wrote to {changed[0][0]}: {names}")
         what = _no_permutation(given, found, waiting.table) or self._unfair(given, found, waiting.table)
         if what:
-            raise self._fail("order", f"{what}: it was given rows {given} and returned {found}")
+            told = ", ".join(map(shown, found))
+            raise self._fail("order", f"{what}: it was given rows {given} and returned [{told}]")
         return found
 
     def _unfair(self, given: Sequence[int], found: Sequence[int], table: RequestTable) -> str:
@@ -136,6 +156,8 @@ class CheckedPolicy(Checked):
         limit = getattr(self._part, "max_overtaken", USUAL_AT_ONCE)
         if limit is None:
             return ""
+        if not isinstance(limit, int) or limit < 0:
+            return f"states max_overtaken {shown(limit)}, which is no number of requests, and not None"
         arrival = {row: number for number, row in enumerate(given)}
         for place, row in enumerate(found):
             ahead = [other for other in found[:place] if arrival[other] > arrival[row]]
@@ -179,8 +201,8 @@ def _content(value: Any) -> Any:
 def _no_permutation(given: Sequence[int], found: Sequence[Any], table: RequestTable) -> str:
     """What is wrong with an order, if anything is."""
     for row in found:
-        if not isinstance(row, int | np.integer):
-            return f"returned {row!r:.80}, which is no row"
+        if not isinstance(row, int | np.integer) or isinstance(row, bool):
+            return f"returned {shown(row)}, which is no row"
     counts = Counter(found)
     for row in found:
         if row not in given:

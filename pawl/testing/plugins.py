@@ -106,7 +106,7 @@ def _can_be_made(name: str, kind: Any, *arguments: int) -> None:
     """Raises ValueError, in one line, for what cannot be made as a policy or a cache is."""
     try:
         kind(*arguments)
-    except Exception as error:  # it is the user's own
+    except (Exception, SystemExit) as error:  # it is the user's own
         given = "the page size" if arguments else "nothing"
         words = " ".join(f"{error!s:.300}".split())
         raise ValueError(f"{name} cannot be made, given {given}: {type(error).__name__}: {words}") from error

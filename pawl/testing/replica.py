@@ -34,6 +34,7 @@ from pawl.testing.device import SimulatedDevice
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import Model, storage_of
 from pawl.testing.ordering import watch_admission, watch_policy
+from pawl.testing.own_scheduler import OwnScheduler
 from pawl.testing.parts import Checked, own_parts
 from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
@@ -147,6 +148,8 @@ class SimulatedReplica:
         self.actors = actors
         self.scheduler = actors[self.names.scheduler]
         self.scheduler.report = report
+        if isinstance(self.scheduler, OwnScheduler):
+            self.scheduler.on_fault = self._system.report
         self._report = report
         self.scheduler.loop.feed.follow(self._follow_cache)
         self._own = own_parts(self.scheduler.loop)

@@ -29,6 +29,7 @@ from pawl.loops.weights import Update
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation, raised_behind
 from pawl.testing.garbled import Unanswered, num_offered, unanswered, wrong_after
+from pawl.testing.own_scheduler import OwnScheduler
 from pawl.testing.reuse import left_in_row
 
 
@@ -184,8 +185,10 @@ def beyond_the_tiers(loop: Loop) -> Iterator[str]:
                 yield f"{num_pages} pages come from prefill replicas, and there is room for {config.max_pages}"
 
 
-def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:
-    """The same scheduler, that is a TimelyScheduler as well."""
+def timely(scheduler: type[Scheduler], name: str = "") -> type[TimelyScheduler]:
+    """The same scheduler, that is a TimelyScheduler as well; a user's own has a name, and its calls are limited."""
     if scheduler is Scheduler:
         return TimelyScheduler
-    return type(scheduler.__name__, (TimelyScheduler, scheduler), {})
+    return type(
+        scheduler.__name__, (OwnScheduler, TimelyScheduler, scheduler), {"own_class": scheduler, "own_name": name}
+    )

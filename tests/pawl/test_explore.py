@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from pawl.cli import main
 from pawl.exploration.processes import _tell
 from pawl.exploration.task import EXPLORED, Task, _strategy
+from pawl.exploration.watched import report
 from pawl.testing import Arrival, Shape, Workload, explore_workload, load_schedule
 from pawl.testing.reached import EVENTS
 from pawl.testing.workload import all_labels
@@ -139,7 +141,7 @@ def reports_of(task: Task, parent: int, tmp_path: Path) -> list[dict[str, Any]]:
     """What a worker tells whose command is the process `parent`."""
     reports, told = os.pipe()
     with open(reports, encoding="utf-8") as lines:
-        _tell(task, tmp_path / "found.json", told, parent)
+        report(partial(_tell, task, tmp_path / "found.json"), told, parent)
         return [json.loads(line) for line in lines]
 
 

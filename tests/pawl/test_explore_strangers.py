@@ -168,6 +168,44 @@ class Finds(RadixCache):
     def match_and_hold(self, tokens, namespace, priority=0):
         hold = super().match_and_hold(tokens, namespace, priority)
         return hold if hold.num_tokens else None
+
+
+class Vague(Policy):
+    max_overtaken = "many"
+
+    def order(self, rows, waiting):
+        return rows
+
+
+class Answers(Policy):
+    def order(self, rows, waiting):
+        return [bool(row) for row in rows]
+
+
+class Unshown(Policy):
+    def __repr__(self):
+        raise ValueError("not yet")
+
+    def order(self, rows, waiting):
+        return [self for _ in rows]
+
+
+class Rewrites(RadixCache):
+    def match_and_hold(self, tokens, namespace, priority=0):
+        hold = super().match_and_hold(tokens, namespace, priority)
+        tokens += 1
+        return hold
+
+
+class Undated(RadixCache):
+    def evict(self, count):
+        return super().evict(count)._replace(fence=float("nan"))
+
+
+class Repays(RadixCache):
+    def release(self, hold, fence, used=True):
+        super().release(hold, fence, used)
+        super().release(hold, fence, used)
 """
 FAULTS = {
     "policy:Unfair": r"your policy .*parts.py:Unfair \(order, parts.py:12\) put rows [0-9and ]+ before row \d",
@@ -198,6 +236,12 @@ FAULTS = {
     "cache:Silent": r"your cache .*Silent \(evict, parts.py:133\) tells with its `events` that pages \[\] are removed",
     "cache:Lists": r"your cache .*Lists \(evict, parts.py:141\) returned Eviction.*, whose `pages` are no array",
     "cache:Finds": r"your cache .*Finds \(match_and_hold, parts.py:147\) returned None, whose `pages` are no array",
+    "policy:Vague": r"your policy .*Vague \(order, parts.py:155\) states max_overtaken 'many', which is no number",
+    "policy:Answers": r"your policy .*Answers \(order, parts.py:160\) returned (True|False), which is no row",
+    "policy:Unshown": r"your policy .*Unshown \(order, parts.py:168\) returned a Unshown, whose `repr` raises",
+    "cache:Rewrites": r"your cache .*Rewrites \(match_and_hold, parts.py:173\) wrote to the tokens that it was",
+    "cache:Undated": r"your cache .*Undated \(evict, parts.py:180\) returned the fence nan, which is no number",
+    "cache:Repays": r"your cache .*Repays \(release, parts.py:185\) raised MemoryViolation",
     "scheduler:Keeps": r"abort_is_total, request \d+: the scheduler was told to end it .* and has not",
     "scheduler:Trips": r"ActorFailed: scheduler: AttributeError",
 }

@@ -145,7 +145,7 @@ class SubjectRun:
             yield self._event("scheduler", "schedules", self._schedule)
         elif patient and not self.in_flight and (not live or self._num_idle):
             yield patient[0]
-        elif live and not self.in_flight and self._num_idle:
+        elif live and not self.in_flight and self._num_idle and not self._gives_way:
             yield self._event("scheduler", "schedules again", self._schedule)
         if self.in_flight and self._losses_left:
             yield self._event("device", "steps are lost", self._lose, fault=True)
@@ -158,6 +158,12 @@ class SubjectRun:
     @property
     def _at_rest(self) -> bool:
         return not self.in_flight and not self.clients.num_live and not any(self.clients.to_send())
+
+    @property
+    def _gives_way(self) -> bool:
+        """A scheduler that has had nothing to do so often goes on once somebody has come: an order in which it is asked
+        again and again instead would never end."""
+        return self._num_idle >= MOST_IDLE and any(self.clients.to_send())
 
     # ---- what happens ----
 

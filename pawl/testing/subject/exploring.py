@@ -24,6 +24,7 @@ from pawl.testing.subject.driver import SubjectRun
 from pawl.testing.subject.guarded import LIMIT_S
 from pawl.testing.subject.port import Subject
 from pawl.testing.subject.registry import load_subject
+from pawl.testing.subject.watchdog import note
 from pawl.testing.subject.workload import Workload, smaller
 
 SCHEDULES_OF_A_SMALLER_ONE = 20
@@ -104,11 +105,13 @@ class Found(NamedTuple):
         return run_again(self.kind, self.workload, self.failure.shrunk)[0]
 
     def __str__(self) -> str:
-        arrivals = self.workload.arrivals
-        requests = [f"  request {number}: {brief(arrival)}" for number, arrival in enumerate(arrivals, 1)]
-        settings = f"  made with: {brief(self.workload.settings)}"
-        calls = ["what was called, and what came of it:", self.failure.dump]
-        return "\n".join([f"{self.error}", settings, *requests, *calls])
+        return "\n".join([f"{self.error}", described(self.workload), self.failure.dump])
+
+
+def described(workload: Workload) -> str:
+    """What a run is made of, before its calls."""
+    requests = [f"  request {number}: {brief(arrival)}" for number, arrival in enumerate(workload.arrivals, 1)]
+    return "\n".join([f"  made with: {brief(workload.settings)}", *requests, "what was called, and what came of it:"])
 
 
 def property_of(error: BaseException) -> str:
@@ -123,6 +126,7 @@ def scenario_of(
     counts = Seen() if seen is None else seen
 
     def scenario(source: ChoiceSource) -> Case:
+        note("\n" + described(workload), anew=True)
         run = SubjectRun(kind, workload, source, limit_s=limit_s, tells=counts.tells)
         return SubjectCase(run, counts)
 

@@ -28,8 +28,8 @@ from pawl.testing.subject.port import (
     Submit,
     Tokens,
 )
-from pawl.testing.subject.telling import output_in_words, step_in_words
-from pawl.testing.subject.watchdog import Hung, limited
+from pawl.testing.subject.telling import in_words, output_in_words, step_in_words
+from pawl.testing.subject.watchdog import Hung, limited, note, pressed
 
 T = TypeVar("T")
 LIMIT_S = 5.0
@@ -58,16 +58,16 @@ class GuardedSubject:
         self._subject = self._guard("__init__", lambda: make(self._settings))
 
     def submit(self, request: Request) -> None:
-        self.calls.append((Submit(request), ""))
+        self._call(Submit(request))
         self._guard("submit", lambda: self._subject.submit(request))
 
     def abort(self, request: int) -> None:
-        self.calls.append((Abort(request), ""))
+        self._call(Abort(request))
         self._guard("abort", lambda: self._subject.abort(request))
 
     def schedule(self, number: int, known: Iterable[int]) -> Step | None:
         """The step that gets this number, with plain tuples in it."""
-        self.calls.append((Schedule(number), ""))
+        self._call(Schedule(number))
         returned = self._guard("schedule", self._subject.schedule)
         if returned is None:
             self._came("there is nothing to do")
@@ -78,7 +78,7 @@ class GuardedSubject:
         return step
 
     def apply(self, number: int, tokens: Tokens, known: Iterable[int]) -> list[Output]:
-        self.calls.append((Apply(number, tokens), ""))
+        self._call(Apply(number, tokens))
         step, given = self._steps.pop(number), dict(tokens)
         returned = self._guard("apply", lambda: self._subject.apply(step, given))
         if given != tokens:
@@ -89,12 +89,12 @@ class GuardedSubject:
         return outputs
 
     def lost(self, number: int) -> None:
-        self.calls.append((Lost(number), ""))
+        self._call(Lost(number))
         step = self._steps.pop(number)
         self._guard("lost", lambda: self._subject.lost(step))
 
     def flush(self) -> bool:
-        self.calls.append((Flush(), ""))
+        self._call(Flush())
         done = bool(self._guard("flush", self._subject.flush))
         self._came("done" if done else "not now")
         return done
@@ -103,20 +103,25 @@ class GuardedSubject:
         returned = self._guard("pages", self._subject.pages)
         return None if returned is None else self._guard("pages", lambda: checked_accounting(returned))
 
+    def _call(self, call: Call) -> None:
+        self.calls.append((call, ""))
+        note(f"\n  {in_words(call)}")
+
     def _came(self, words: str) -> None:
         self.calls[-1] = self.calls[-1][0], words
+        note(f": {words}")
 
     def _guard(self, verb: str, call: Callable[[], T]) -> T:
         try:
-            with limited(self._limit_s):
+            with limited(self._limit_s, call=verb):
                 return call()
-        except (PropertyFailed, KeyboardInterrupt):
+        except PropertyFailed:
             raise
         except Hung as error:
             words = f"{verb} does not return{_frames(error)}"
             raise PropertyFailed("returns", words) from None
         except BaseException as error:
-            if verb == "submit" and isinstance(error, Refused):
+            if pressed(error) or (verb == "submit" and isinstance(error, Refused)):
                 raise
             # Whatever it is, a SystemExit say, it ends this run and not the exploration.
             words = f"{verb} raised {type(error).__name__}: {_said(error)}{_frames(error)}"
