@@ -26,7 +26,8 @@ NO_FEATURE = "all of it: there is no such feature yet"
 MEMORY: dict[str, str] = {
     "conservation": "",
     "single_owner": "",
-    "no_reuse_before_fence": "transfers of lower tiers: by the generations of their handles, not by records",
+    "no_reuse_before_fence": "transfers of lower tiers: by the generations of their handles, not by records; window "
+    "pages, of which no record tells: in simulated runs",
     "row_shape": "what a page holds: by the ghost in simulated runs",
     "hold_accounting": "",
     "auxiliary_conservation": "open texts, messages that nobody took, grammar jobs: in simulated runs",

@@ -15,6 +15,7 @@ from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Order, Outcome, WaitEnds
 from pawl.loops.loop import Loop
@@ -31,6 +32,7 @@ from pawl.memory.violation import MemoryViolation, raised_behind
 from pawl.testing.garbled import Unanswered, num_offered, unanswered, wrong_after
 from pawl.testing.own_scheduler import OwnScheduler
 from pawl.testing.reuse import left_in_row
+from pawl.testing.windows import WindowsInFlight
 
 
 class TimelyScheduler(Scheduler):
@@ -38,7 +40,8 @@ class TimelyScheduler(Scheduler):
     every one that it is told to end, or all, when it has been told; and must have no step in flight when it tells what
     is to be told after them; and whose limits change as they are set, and not otherwise; and that is reminded of all
     that ends by time: a drain, a session that is not used, an order that waits; and that moves no more pages at once to
-    or from memory below the device than may be. What its loop breaks fails the run."""
+    or from memory below the device than may be; and takes no window page that a step in flight may read. What its loop
+    breaks fails the run."""
 
     report: Callable[[str, str, int | None], None]
     refused = False
@@ -52,6 +55,7 @@ class TimelyScheduler(Scheduler):
         """Whom the result leaves without an answer that is being handled."""
         self._reminders: set[Order] = set()
         """All that were ever ordered for later."""
+        self._windows = WindowsInFlight()
 
     def violated(self, violation: MemoryViolation) -> None:
         super().violated(violation)
@@ -88,6 +92,11 @@ class TimelyScheduler(Scheduler):
             if len(late):
                 request = table.info(int(late[0])).request
                 self.report("bounded_progress", "its deadline has passed, and it is live", request)
+
+    def launch(self, scheduled: ScheduledBatch) -> None:
+        super().launch(scheduled)
+        if wrong := self._windows.launched(self.loop, scheduled):
+            self.report("no_reuse_before_fence", wrong, None)
 
     def ended(self, ending: Ending) -> None:
         super().ended(ending)

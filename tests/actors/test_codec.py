@@ -302,3 +302,12 @@ def test_nobody_but_the_type_of_a_message_says_how_far_its_checksum_goes() -> No
 def test_too_few_bytes_are_malformed(frames: list[bytes]) -> None:
     with pytest.raises(Malformed):
         make_codec(Heartbeat).decode(frames)
+
+
+def test_an_extension_that_is_no_array_is_refused_by_its_number() -> None:
+    """An array of one number stands in the frame: by its shape alone this would be it."""
+    codec = Codec(Reply)
+    shape = bytes(codec._write_array(np.zeros(1, np.int32)).data)
+    codec._arrays = [bytes(4)]
+    with pytest.raises(ValueError, match="extension 7"):
+        codec._read_array(7, memoryview(shape))

@@ -116,6 +116,18 @@ def test_times_of_a_request_that_goes_on_elsewhere_are_told_from_now(tokens: lis
     assert (again.resumed.cached_tokens, again.resumed.num_retractions, again.resumed.weights) == (7, 2, "a")
 
 
+def test_a_lost_replica_that_says_late_that_it_has_opened_a_request_is_not_heard() -> None:
+    router, context = routed(2)
+    router.receive(asked(1))
+    is_lost(router, context, 0)
+    context.take_sent()
+    before = [(each.num_open, each.num_tokens) for each in router.replicas.values()]
+    opens(router, 1, replica=0)
+    assert context.take_sent() == []
+    assert [(each.num_open, each.num_tokens) for each in router.replicas.values()] == before == [(1, len(PROMPT))]
+    assert router.num_contained == 0
+
+
 def test_an_abort_of_several_reaches_all_of_them_each_at_its_replica() -> None:
     router, context = routed(2)
     for request in (1, 2, 3, 4):

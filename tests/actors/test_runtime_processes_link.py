@@ -121,6 +121,21 @@ def test_who_is_held_back_hears_of_every_message_from_the_moment_at_which_it_is_
     assert told == [flow, 1]
 
 
+def test_all_that_ends_here_is_waited_for(between: Between) -> None:
+    (link,) = between.a.links.values()
+    waited: list[int] = []
+
+    class Said(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waited.append(round(timeout))
+            return True
+
+    link._finishing = [Said(), Said(), Said()]
+    link.finished(GENEROUS_S)
+    assert waited == [round(GENEROUS_S)] * 3
+
+
 def test_the_end_of_a_process_is_looked_at_when_it_is_known(between: Between) -> None:
     (link,) = between.a.links.values()
     link.ends("it has ended")

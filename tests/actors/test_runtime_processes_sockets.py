@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from pawl.actors.runtime.processes import sockets
+from pawl.actors.runtime.processes.frames import MOST_BYTES
 from pawl.actors.runtime.processes.sockets import Sockets
 from tests.actors.runtime_doing import GENEROUS_S
 
@@ -48,6 +50,15 @@ def test_nothing_is_open_any_more_once_sockets_are_closed(tmp_path: Path) -> Non
     wire.carry(link)  # type: ignore[arg-type]
     made.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("address", ["ipc://anywhere", "inproc://[there]"])
+def test_a_socket_takes_no_larger_frame_than_a_message_has_and_keeps_nobody_waiting_at_its_end(address: str) -> None:
+    made = Sockets()
+    with made.socket(zmq.PULL, address, None, server=True) as socket:
+        found = [socket.get(option) for option in (zmq.MAXMSGSIZE, zmq.LINGER, zmq.IPV6)]
+    made.close()
+    assert found == [MOST_BYTES, 0, int("[" in address)]
 
 
 @pytest.mark.parametrize(("error", "tries"), [(errno.EADDRINUSE, sockets.MOST_TRIES), (errno.EACCES, 1)])

@@ -213,17 +213,33 @@ def test_a_stream_that_ends_in_the_middle_of_a_large_message_has_ended(
         incoming.read(other)
 
 
+class Nobody:
+    """Reads for nobody."""
+
+    def wake(self) -> None: ...
+
+    def add(self, wire: SocketWire) -> None: ...
+
+
+def test_a_wire_to_which_nobody_has_come_takes_nothing_however_often_it_is_looked_at(tmp_path: Path) -> None:
+    link: Any = Noted()
+    waits = StreamWire(Nobody(), f"{tmp_path}/link", waits=True)
+    waits.carry(link)
+    waits.look()
+    assert waits.blocked
+    assert not waits.send([b"it would be lost"])
+    comes = StreamWire(Nobody(), f"{tmp_path}/link", waits=False)
+    waits.look()
+    assert waits.send([b"now"])
+    for wire in (waits, comes):
+        wire.shut()
+
+
 @pytest.mark.parametrize("linger_s", [0.0, 60.0])
 def test_what_was_not_written_yet_goes_before_a_wire_is_shut_if_there_is_time_for_it(
     linger_s: float, tmp_path: Path
 ) -> None:
-    class Nobody:
-        """Reads for nobody."""
-
-        def wake(self) -> None: ...
-
-    thread: Any = Nobody()
-    waits = StreamWire(thread, f"{tmp_path}/link", waits=True)
+    waits = StreamWire(Nobody(), f"{tmp_path}/link", waits=True)
     stranger = socket.socket(socket.AF_UNIX)
     stranger.connect(f"{tmp_path}/link")
     waits._accept()

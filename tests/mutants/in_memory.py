@@ -41,6 +41,13 @@ MEMORY = (
         Edit(RadixCache._evict, "else NO_PAGES, fence)", "else NO_PAGES, 0)"),
     ),
     _mutant(
+        "window_page_of_who_leaves_is_free_at_once",
+        "no_reuse_before_fence",
+        "",
+        "A request that ends gives its window pages back at once, while a step in flight still reads them.",
+        Edit(WindowPool.leave, "kept[::-1], fence)", "kept[::-1], 0)"),
+    ),
+    _mutant(
         "shared_page_not_counted",
         "single_owner",
         "17797",
