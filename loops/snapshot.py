@@ -19,6 +19,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Intake, Order
 from pawl.loops.loop import Loop
 from pawl.loops.orders import order_of
+from pawl.loops.plausible import check_newest, check_numbers
 from pawl.loops.policy import Policy
 from pawl.memory import snapshot as memory_snapshot
 from pawl.memory.snapshot import NoSnapshot
@@ -67,9 +68,11 @@ def checkpoint(intake: Intake, now: float) -> None:
 
 
 def restore(intake: Intake, plain: Plain) -> None:
-    """Make a fresh loop that of the snapshot. Raises MemoryViolation where its memory has another digest."""
+    """Make a fresh loop that of the snapshot. Raises MemoryViolation where its memory has another digest, and
+    ValueError where its numbers contradict each other."""
     loop = intake.loop
     queues = loop.queues
+    check_numbers(plain)
     memory_snapshot.restore(loop.memory, plain["memory"])
     table_snapshot.restore(loop.table, plain["table"])
     if loop.drafter is not None:
@@ -100,6 +103,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     intake.groups.restore(plain["groups"])
     intake.memory.restore(plain["residency"])
     intake._ended_early = {number: (Cause(cause), text) for number, cause, text in plain["ended_early"]}
+    check_newest(intake._newest, list(loop.table.row_of))
 
 
 def _order(data: bytes) -> Order:
