@@ -24,9 +24,13 @@ def renamed(
     return loaded, dict([*kept.items(), *lost.items()][-MOST_UNLOADED:])
 
 
-def unknown_adapter(submits: Sequence[Submit], adapters: Mapping[str, Named]) -> Refused | None:
-    """The refusal of a call in which a request names an adapter that it may not."""
-    unknown = [submit.adapter for submit in submits if submit.adapter and submit.adapter not in adapters]
+def unknown_adapter(
+    submits: Sequence[Submit], adapters: Mapping[str, Named], unloaded: Mapping[str, Named]
+) -> Refused | None:
+    """The refusal of a call in which a request names an adapter that it may not. Of those that are `unloaded` some only
+    rest: the scheduler knows which."""
+    named = (submit.adapter for submit in submits if submit.adapter)
+    unknown = [name for name in named if name not in adapters and name not in unloaded]
     if not unknown:
         return None
     text = (

@@ -117,7 +117,7 @@ class Gateway(Actor):
         numbers = tuple(self.requests.numbers(len(submits), apart))
         named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
         names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
-        refusal = self._why_not(names, sum(unread)) or unknown_adapter(submits, self.adapters)
+        refusal = self._why_not(names, sum(unread)) or unknown_adapter(submits, self.adapters, self.unloaded)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
                 self.requests.count_refused(refusal.cause)
@@ -128,8 +128,8 @@ class Gateway(Actor):
             for request, own, sink, num_unread, submit in zip(numbers, names, sinks, unread, submits, strict=True):
                 self.requests.open(request, own, sink, now, num_unread, submit.operation)
             for after, (request, submit) in enumerate(zip(numbers, named, strict=True), 1):
-                adapter = self.adapters[submit.adapter].number if submit.adapter else 0
-                numbered = msgspec.structs.replace(submit, request=request, incarnation=adapter)
+                incarnation = self.incarnation(submit.adapter)
+                numbered = msgspec.structs.replace(submit, request=request, incarnation=incarnation)
                 sent = self.context.send(tokenizer, numbered)
                 num_sent = after
                 if not sent:
@@ -143,6 +143,12 @@ class Gateway(Actor):
                 self.requests.withdraw(request, own)
             raise
         return numbers
+
+    def incarnation(self, adapter: str) -> int:
+        """The number with which a request is sent that names this adapter, the last that was called so; 0: none was,
+        or it names none."""
+        named = self.adapters.get(adapter) or self.unloaded.get(adapter)
+        return 0 if named is None else named.number
 
     def find(self, rid: str) -> tuple[int, ...]:
         """The live requests of exactly this name; empty when there is none."""

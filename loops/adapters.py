@@ -3,11 +3,12 @@
     LoadAdapter ──► a slot ──► read ──► AdapterLoaded ──► requests may name it
                                  └────► AdapterFailed
     UnloadAdapter ──► no request may name it ──► its last request ends ──► gone
+    too many are ready ──► one rests ──► a request names it ──► it is ready, and another one rests
 
 There may be more adapters than slots. A request whose adapter is in none waits QUEUED_LOADING. Slots go to those that
 are computed or pinned, and then, in order of admission, to those for which somebody waits. Where none is left, the one
 used the longest time ago takes no newcomers any more, so it comes free. An adapter that has left its slot is read again
-from where it came from, and must be the same.
+from where it came from, and must be the same. One that rests costs its name alone: no request comes too late for it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.journal import Journal
-from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
+from pawl.lifecycle.machines.adapter import ADAPTER, KEEPS_SLOT, MAY_BE_NAMED, AdapterEvent, AdapterPhase
 from pawl.lifecycle.namespaces import adapter_of, adapter_part
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause, Event, State
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pawl.loops.loop import Loop
 
 NOT_ENABLED = "adapters are not enabled; start the server with --enable-lora"
+MOST_RESTING = 256
+"""That are remembered: as many may make way while a request is on its way to the loop."""
 CHANGED = "its content is not what it was when it was loaded; load it again"
 
 
@@ -60,7 +63,8 @@ class Adapters(Companion):
 
     def of_name(self, name: str) -> Adapter | None:
         """The one that is called so and is not being unloaded."""
-        return next((a for a in self._with(AdapterPhase.LOADING, AdapterPhase.READY) if a.name == name), None)
+        phases = AdapterPhase.LOADING, AdapterPhase.READY, AdapterPhase.RESTING
+        return next((a for a in self._with(*phases) if a.name == name), None)
 
     def named(self) -> tuple[Named, ...]:
         """Those that requests may name."""
@@ -80,9 +84,18 @@ class Adapters(Companion):
         """Why a new request cannot have its adapter; empty when it can."""
         number = adapter_of(namespace)
         adapter = self.by_number.get(number)
-        if not number or (adapter is not None and adapter.phase is AdapterPhase.READY):
+        if not number or (adapter is not None and adapter.phase in MAY_BE_NAMED):
             return ""
         return f"its adapter is not loaded any more; loaded: {self.listed()}"
+
+    def went_live(self, namespace: str, now: float) -> None:
+        """A request that names an adapter is taken: the adapter is ready, if it rested, and another one rests."""
+        adapter = self.by_number.get(adapter_of(namespace))
+        if adapter is not None and adapter.phase is AdapterPhase.RESTING:
+            self._move(adapter, AdapterEvent.RECALLED, now)
+            self._use(adapter)
+            self._make_room(now)
+            self._effects.named(self.named())
 
     def listed(self) -> str:
         """The names that requests may use, for people."""
@@ -98,11 +111,12 @@ class Adapters(Companion):
 
     # ---- load and unload ----
 
-    def load(self, name: str, source: str, pinned: bool, asker: int, number: int | None = None) -> str:
+    def load(self, name: str, source: str, pinned: bool, asker: int, now: float, number: int | None = None) -> str:
         """Somebody wants an adapter. Why not; empty when it is on its way. Where as many as may be are loaded, the one
-        used the longest time ago is unloaded for it, once it has been read. `number`: its own, above all before it;
+        used the longest time ago makes way for it, once it has been read. `number`: its own, above all before it;
         None: the next one."""
-        if self.of_name(name) is not None:
+        before = self.of_name(name)
+        if before is not None and before.phase is not AdapterPhase.RESTING:
             return f"adapter {name!r} is already loaded; unload it first"
         if pinned and sum(a.pinned for a in self.by_number.values()) + 1 >= self.num_slots:
             return (
@@ -112,6 +126,8 @@ class Adapters(Companion):
         staying = self._with(AdapterPhase.LOADING, AdapterPhase.READY)
         if sum(a.pinned or a.phase is AdapterPhase.LOADING for a in staying) >= self.most:
             return f"{self.most} adapters are loaded, and none of them may go; unload one first"
+        if before is not None:
+            self._move(before, AdapterEvent.UNLOAD, now)
         self._newest = self._newest + 1 if number is None else number
         self.by_number[self._newest] = Adapter(self._newest, name, source, pinned, asker=asker)
         return ""
@@ -129,10 +145,13 @@ class Adapters(Companion):
         return ""
 
     def _make_room(self, now: float) -> None:
-        """No more are ready than may be loaded."""
+        """No more are ready than may be loaded, and no more rest than are remembered."""
         ready = list(self._with(AdapterPhase.READY))
         idle = sorted((a for a in ready if not a.pinned), key=lambda adapter: adapter.used)
         for adapter in idle[: max(len(ready) - self.most, 0)]:
+            self._move(adapter, AdapterEvent.MADE_WAY, now)
+        resting = sorted(self._with(AdapterPhase.RESTING), key=lambda adapter: adapter.used)
+        for adapter in resting[: max(len(resting) - MOST_RESTING, 0)]:
             self._move(adapter, AdapterEvent.UNLOAD, now)
 
     def loaded(self, ticket: int, fingerprint: str, now: float) -> None:
@@ -196,7 +215,7 @@ class Adapters(Companion):
     ) -> None:
         """Take an edge; this slot is its own then."""
         fingerprint, phase = fingerprint or adapter.fingerprint, ADAPTER.next(adapter.phase, event)
-        slot = adapter.slot if event is AdapterEvent.UNLOAD else slot
+        slot = adapter.slot if event in KEEPS_SLOT else slot
         self._journal.adapter(adapter, event, phase, slot, fingerprint, now)
         adapter.phase, adapter.slot, adapter.fingerprint = phase, slot, fingerprint
 

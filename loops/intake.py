@@ -166,6 +166,8 @@ class Intake:
         self.loop.requests.submit(info, tokens, priority, deadline, now, refusal, output)
         if begun is not None and info.request in self.loop.table.row_of:
             self.loop.requests.sessions.went_live(begun)
+        if self.adapters is not None and info.request in self.loop.table.row_of:
+            self.adapters.went_live(info.namespace, now)
         end = self._ended_early.pop(info.request, None)
         for refused_before in passed(info.request, self._ended_early):
             del self._ended_early[refused_before]

@@ -96,7 +96,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
         "pages": memory.pages.counters() | {"page_size": memory.page_size},
         "slots": {"total": memory.slots.total, "free": memory.slots.free},
         "sessions": _by_phase(sessions, (SessionPhase.OPEN, SessionPhase.CLOSING)),
-        "adapters": _by_phase(adapters, (AdapterPhase.LOADING, AdapterPhase.READY, AdapterPhase.DRAINING)),
+        "adapters": _by_phase(adapters, (phase for phase in AdapterPhase if phase is not AdapterPhase.GONE)),
         "weights": {"state": str(weights.phase), "version": weights.served.version},
         "cache": memory.cache.statistics() | {"evictable": memory.cache.evictable, "held": memory.cache.held},
         "trace_gaps": trace.num_lost_total if trace is not None else 0,

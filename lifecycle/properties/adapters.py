@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
+from pawl.lifecycle.machines.adapter import ADAPTER, KEEPS_SLOT, MAY_BE_NAMED, AdapterEvent, AdapterPhase
 from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
@@ -17,7 +17,8 @@ from pawl.lifecycle.records import AdapterMoved, Delivered, Started, StepPlanned
 from pawl.lifecycle.states import Event
 
 _MOVES = frozenset((source, event, target) for source, event, target, _ in ADAPTER.moves)
-_SERVED = (AdapterPhase.READY, AdapterPhase.DRAINING)
+_SERVED = (AdapterPhase.READY, AdapterPhase.RESTING, AdapterPhase.DRAINING)
+_USES = (AdapterEvent.LOADED, AdapterEvent.RECALLED)
 _LETS_GO = (AdapterEvent.EVICTED, AdapterEvent.UNUSED, AdapterEvent.READ)
 
 
@@ -31,14 +32,15 @@ class _Adapter(msgspec.Struct):
     pinned: bool | None = False
     """None: some who asked for one of the name wanted it pinned, and which of them were refused is not known."""
     used: int = 0
-    """When it was used last: it was read, or somebody was admitted with it."""
+    """When it was used last: it was read or recalled, or somebody was admitted with it."""
 
 
 class AdapterReferences(Property):
-    """A request names an adapter that is ready, and is computed only while that one is in a slot of its own; who is
-    computed with it keeps it there. An adapter that is unloaded goes when the last request that named it has ended. No
+    """A request names an adapter that is ready or rests, and is computed only while that one is in a slot of its own;
+    who is computed with it keeps it there. One that is unloaded goes when the last request that named it has ended. No
     two incarnations have one number, and each has one content. One that is pinned makes way for no other. No more are
-    ready than may be, and of those that nobody needs the one used the longest time ago makes way."""
+    ready than may be, and of those that nobody needs the one used the longest time ago makes way. One that is ready is
+    unloaded only where somebody asks for that."""
 
     name: ClassVar[str] = "adapter_references"
 
@@ -95,8 +97,9 @@ class AdapterReferences(Property):
         adapter = self._adapters[record.number]
         found = list(self._wrong(record, adapter, history))
         adapter.phase, adapter.slot, adapter.fingerprint = record.target, record.slot, record.fingerprint
-        adapter.reading = record.event is AdapterEvent.READ
-        if record.event is AdapterEvent.LOADED:
+        if record.event not in KEEPS_SLOT:
+            adapter.reading = record.event is AdapterEvent.READ
+        if record.event in _USES:
             self._use(adapter)
         return found
 
@@ -115,10 +118,12 @@ class AdapterReferences(Property):
             yield self.violation(history, f"{what} has slot {record.slot}, and so has another")
         if adapter.fingerprint not in ("", record.fingerprint):
             yield self.violation(history, f"{what} is {record.fingerprint!r}; it was {adapter.fingerprint!r}")
-        makes_way = event is AdapterEvent.UNLOAD and record.name not in self._let_go
-        if adapter.pinned and (makes_way or event is AdapterEvent.EVICTED):
+        if event is AdapterEvent.UNLOAD and adapter.phase is AdapterPhase.READY and record.name not in self._let_go:
+            yield self.violation(history, f"{event}: {what} is ready, and nobody has asked to unload it")
+        makes_way = event in (AdapterEvent.EVICTED, AdapterEvent.MADE_WAY)
+        if adapter.pinned and makes_way:
             yield self.violation(history, f"{event}: {what} is pinned, and makes way for another")
-        if makes_way or event is AdapterEvent.EVICTED:
+        if makes_way:
             could = self._unneeded(history) if event is AdapterEvent.EVICTED else self._ready_ones()
             earlier = [number for number in could if self._adapters[number].used < adapter.used]
             if earlier:
@@ -152,9 +157,11 @@ class AdapterReferences(Property):
     @on(Event.SUBMIT, Event.SUBMIT_GRAMMAR)
     def _submitted(self, record: Transition, history: History) -> Sequence[Violation]:
         number = self._number(record.row, history)
-        if not number or self._phase(number) is AdapterPhase.READY:
+        if not number or self._phase(number) in MAY_BE_NAMED:
             return ()
-        return (self.violation(history, f"it names adapter {number}, which is not ready", record.request),)
+        return (
+            self.violation(history, f"it names adapter {number}, which is neither ready nor rests", record.request),
+        )
 
     @on(Event.ADMIT)
     def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:

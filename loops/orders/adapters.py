@@ -30,7 +30,7 @@ class LoadAdapter(Order, frozen=True, kw_only=True, tag="load_adapter", rename=_
         adapters = intake.adapters
         if adapters is None:
             return Outcome(False, NOT_ENABLED)
-        why_not = adapters.load(self.name, self.path, self.pinned, intake.number, self.numbered)
+        why_not = adapters.load(self.name, self.path, self.pinned, intake.number, now, self.numbered)
         return Outcome(False, why_not, intake.adapter_facts) if why_not else LATER
 
 

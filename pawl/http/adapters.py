@@ -65,19 +65,27 @@ def why_no_name(info: ServerInfo, order: msgspec.Struct) -> str:
     return ""
 
 
+def not_too_many(context: ServerContext, submits: Sequence[Submit]) -> Sequence[Submit]:
+    """These requests of one call. Raises Problem where some of their adapters are not listed, and all together are more
+    than may be loaded."""
+    names, most = {submit.adapter for submit in submits} - {""}, context.info.max_loaded_adapters
+    if len(names) > most and not names.isdisjoint(context.gateway.unloaded):
+        raise Problem(
+            400, f"one call names {len(names)} adapters, of which {most} may be loaded at a time", "lora_path"
+        )
+    return submits
+
+
 async def loaded_again(context: ServerContext, submits: Sequence[Submit]) -> Sequence[Submit]:
     """These requests, once the adapters that they name are there again: one that was unloaded since is read from the
     same folder, as SGLang does it. The wait lasts as long as a request may, and ends when the server drains or is lost,
     which the caller's submit then tells; a client that hangs up is noticed after it.
 
-    Raises Problem: 400 for more adapters than may be loaded and for one that cannot be read, 408 when it takes too
-    long, 503 when others have taken the place again."""
+    Raises Problem: 400 for one that cannot be read, 408 when it takes too long, 503 when others have taken the place
+    again."""
     gateway, info, names = context.gateway, context.info, {submit.adapter for submit in submits} - {""}
     if names.isdisjoint(gateway.unloaded):
         return submits
-    if len(names) > info.max_loaded_adapters:
-        text = f"one call names {len(names)} adapters, of which {info.max_loaded_adapters} may be loaded at a time"
-        raise Problem(400, text, param="lora_path")
     patience_s = min([info.request_timeout_s, *(s.timeout_s for s in submits if s.timeout_s is not None)])
     try:
         async with asyncio.timeout(patience_s):

@@ -17,7 +17,7 @@ from pawl.actors.messages.generate import Done, Submit
 from pawl.actors.sampling import embedding_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.http import openai
-from pawl.http.adapters import adapter_of, checked, loaded_again, under_its_name
+from pawl.http.adapters import adapter_of, checked, loaded_again, not_too_many, under_its_name
 from pawl.http.completions import Prompt, prompts_of, spread
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, from_done
@@ -68,7 +68,7 @@ class EmbeddingRoutes(HasContext):
         model = under_its_name(self.context.info, body.model, adapter).model_name
         rendered = _OpenAi(model, self._cut(body.dimensions), body.encoding_format == "base64", shape)
         again = partial(loaded_again, self.context)
-        return Reply(self.context.gateway, await again(submits), rendered, again)
+        return Reply(self.context.gateway, not_too_many(self.context, submits), rendered, again)
 
     @takes(EncodeBody)
     async def encode(self, request: Request, body: EncodeBody) -> Response:
@@ -80,7 +80,7 @@ class EmbeddingRoutes(HasContext):
         submits = self._submits(prompts, [rid or self.context.gateway.new_rid() for rid in rids], body, adapters)
         rendered = _Native([submit.rid for submit in submits], self._cut(body.dimensions), listed)
         again = partial(loaded_again, self.context)
-        return Reply(self.context.gateway, await again(submits), rendered, again)
+        return Reply(self.context.gateway, not_too_many(self.context, submits), rendered, again)
 
     def _submits(
         self,

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
 from pawl.http import completions, embeddings, native, openai, responses, scoring
-from pawl.http.adapters import adapter_of, loaded_again, under_its_name
+from pawl.http.adapters import adapter_of, loaded_again, not_too_many, under_its_name
 from pawl.http.beams import BeamReply, beams_of
 from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
@@ -132,7 +132,7 @@ class GenerationRoutes(HasContext):
         if beams is None:
             return await self._reply(submits, renderer, body.stream)
         again = partial(loaded_again, context)
-        asked, timeout_s = await again(submits), context.info.request_timeout_s
+        asked, timeout_s = not_too_many(context, submits), context.info.request_timeout_s
         return BeamReply(
             context.gateway, asked, renderer, beams, context.info.limits, context.tokenization, timeout_s, again
         )
@@ -140,7 +140,8 @@ class GenerationRoutes(HasContext):
     async def _reply(self, submits: Sequence[Submit], renderer: Renderer, stream: bool | None) -> Response:
         """What comes of these requests, once the adapters that they name are there."""
         again = partial(loaded_again, self.context)
-        return reply(self.context.gateway, await again(submits), renderer, bool(stream), again)
+        asked = not_too_many(self.context, submits)
+        return reply(self.context.gateway, asked, renderer, bool(stream), again)
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

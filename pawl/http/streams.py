@@ -46,9 +46,9 @@ class _Slot(Inbox):
 class RequestGroup:
     """The requests of one HTTP call, with one reader. All of it runs in the event loop's thread.
 
-    With `whole` the reader is woken only by ends, not by every token. An adapter may be unloaded, be it that another
-    has taken its place, while a request that names it is on its way: with `again` such a request is made once more,
-    when all others of the group have ended, and its reader hears nothing of it.
+    With `whole` the reader is woken only by ends, not by every token. An adapter may have been unloaded, or be while a
+    request that names it is on its way: with `again` such a request is made once more, when all others of the group
+    have ended, and its reader hears nothing of it.
     """
 
     def __init__(self, gateway: Gateway, submits: Sequence[Submit], whole: bool, again: Again | None = None) -> None:
@@ -72,17 +72,16 @@ class RequestGroup:
         self.requests = self._gateway.submit(submits, self.inboxes)
 
     def _incarnation(self, submit: Submit) -> int:
-        """Of the adapter that a request names, the number; 0: it is not loaded, or none is named."""
-        named = self._gateway.adapters.get(submit.adapter) if submit.adapter else None
-        return 0 if named is None else named.number
+        """The number of the adapter that a request names and is sent with; 0: it names none."""
+        return self._gateway.incarnation(submit.adapter) if submit.adapter else 0
 
     def _is_late(self, index: int, delta: Delta) -> bool:
         """Whether this request was refused because its adapter had been unloaded meanwhile."""
         submit, refused = self._submits[index], delta.refusal or delta.done
         if not submit.adapter or refused is None or refused.cause is not Cause.INVALID:
             return False
-        now = self._incarnation(submit)
-        return now != self._incarnations[index] if now else submit.adapter in self._gateway.unloaded
+        now = self._gateway.adapters.get(submit.adapter)
+        return submit.adapter in self._gateway.unloaded if now is None else now.number != self._incarnations[index]
 
     async def _submit_again(self, again: Again) -> None:
         late, self._late = self._late, []

@@ -262,7 +262,8 @@ class EndChecks:
             check_refusal(arrival, workload.shape, len(self.run.desk.clients), cause, client.request)
 
     def _may_miss_adapter(self, client: Client) -> bool:
-        return self.run.desk.names_adapter(client.index) and (not client.denied or bool(self.run.crashed))
+        desk = self.run.desk
+        return desk.may_miss_adapter(client.index) or (bool(client.adapter) and bool(self.run.crashed))
 
     def _time_flew(self) -> bool:
         """Whether a fault made time pass while there was work: then requests may be given up that were being served."""

@@ -72,8 +72,8 @@ class Client(Inbox):
         super().__init__()
         self.adapter = arrival.adapter
         """The name."""
-        self.denied = False
-        """When it was sent requests could not name its adapter, which was loaded and not unloaded."""
+        self.is_due = False
+        """When it was sent its adapter was loaded, and nobody may have unloaded it, nor loaded another of its name."""
         self.had_namesake = False
         """When it was sent, with others of its call, another one had the name of one of them."""
         self.arrival = msgspec.structs.replace(arrival, adapter="")
@@ -122,8 +122,8 @@ class Client(Inbox):
 
     def settle_adapter(self) -> None:
         """It is sent now: from here on its request names where its adapter was read from."""
-        named = self._desk.adapters.get(self.adapter)
-        self.denied = named is None and self._desk.has_loaded(self.adapter)
+        named = self._desk.adapters.get(self.adapter) or self._desk.unloaded.get(self.adapter)
+        self.is_due = self._desk.has_loaded(self.adapter)
         self.arrival = msgspec.structs.replace(self.arrival, adapter="" if named is None else named.source)
 
     @property
@@ -204,20 +204,21 @@ class FrontDesk(Gateway):
         else:
             self.context.send(self.context.name, message)
 
-    def names_adapter(self, index: int) -> bool:
-        """Whether a request of the same call names an adapter."""
+    def may_miss_adapter(self, index: int) -> bool:
+        """Whether a request of the same call names an adapter that need not be there."""
         (call,) = [clients for clients in self.calls.values() if self.clients[index] in clients]
-        return any(client.adapter for client in call)
+        return any(client.adapter and not client.is_due for client in call)
 
     def has_loaded(self, name: str) -> bool:
-        """Whether this adapter was loaded, and nobody may have unloaded any, nor loaded so many that one must go."""
-        orders = [control.body for control in self._workload.controls]
+        """Whether this adapter was loaded, and nobody may have unloaded any, nor loaded another of its name. Where so
+        many are loaded that some must make way, a replica that comes later knows none of these."""
+        orders, shape = [control.body for control in self._workload.controls], self._workload.shape
         loads = [index for index, order in enumerate(orders) if isinstance(order, LoadAdapter)]
-        if len(loads) > self._workload.shape.max_loaded_loras:
-            return False
         if any(isinstance(order, UnloadAdapter) for order in orders):
             return False
         mine = [self.answers[index] for index in loads if orders[index].name == name]
+        if len(loads) > shape.max_loaded_loras and (len(mine) > 1 or shape.max_replicas > 1):
+            return False
         return any(answer.ok for answers in mine for answer in answers)
 
     def told(self, count: int) -> None:

@@ -166,17 +166,23 @@ def _is_plain(arrival: Arrival) -> bool:
 
 
 def _adapters_come_and_go(workload: Workload, source: Source) -> Workload:
-    """Where there are adapters all requests name some, which are loaded first and unloaded under them."""
+    """Where there are adapters all requests name some, which are loaded first, and unloaded under them or only make way
+    for each other, where fewer may be loaded."""
     if not workload.shape.max_loras:
         return workload
+    loads = [Control(body=drawn_load(source, name)) for name in NAMES]
+    gone = [drawn_unload(source, source.pick(NAMES)) for _ in range(source.within(0, 2))]
+    # Where they only make way some come when all have been read.
+    begins_s = (0.001,) if gone else (0.001, 0.5, 1.0)
     arrivals = [
-        each if each.session else replace(each, adapter=source.pick(("", *NAMES, *NAMES)), at_s=each.at_s or 0.001)
+        each
+        if each.session
+        else replace(each, adapter=source.pick(("", *NAMES, *NAMES)), at_s=each.at_s or source.pick(begins_s))
         for each in workload.arrivals
     ]
-    loads = [Control(body=drawn_load(source, name)) for name in NAMES]
-    gone = [drawn_unload(source, source.pick(NAMES)) for _ in range(source.within(1, 2))]
     unloads = [Control(body=body, after_tokens=source.within(0, 6), at_s=0.002) for each in gone for body in each]
-    return replace(workload, arrivals=tuple(arrivals), controls=(*loads, *workload.controls, *unloads))
+    others = [each for each in workload.controls if gone or row_of(each.body).proves != "adapter_references"]
+    return replace(workload, arrivals=tuple(arrivals), controls=(*loads, *others, *unloads))
 
 
 def _weights_keep_their_names(workload: Workload, source: Source) -> Workload:

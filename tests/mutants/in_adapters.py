@@ -20,8 +20,22 @@ ADAPTERS = (
         "pinned_adapter_makes_way",
         "adapter_references",
         "",
-        "Where as many adapters are loaded as may be, the one used the longest time ago is unloaded, pinned or not.",
+        "Where as many adapters are loaded as may be, the one used the longest time ago makes way, pinned or not.",
         Edit(Adapters._make_room, "(a for a in ready if not a.pinned), key", "(a for a in ready), key"),
+    ),
+    _mutant(
+        "request_comes_too_late_for_its_adapter",
+        "fault_isolation",
+        "",
+        "A request whose adapter makes way for another one while it is on its way is refused.",
+        Edit(Adapters.refusal, "adapter.phase in MAY_BE_NAMED", "adapter.phase is AdapterPhase.READY"),
+    ),
+    _mutant(
+        "recalled_adapter_makes_nobody_rest",
+        "adapter_references",
+        "",
+        "An adapter that rests is ready again for a request, and all others stay so.",
+        Edit(Adapters.went_live, "self._make_room(now)\n", "pass\n"),
     ),
     _mutant(
         "cache_is_shared_between_adapters",
@@ -83,7 +97,7 @@ ADAPTERS = (
         "adapter_references",
         "",
         "A request that was under way when its adapter was unloaded is served with it all the same.",
-        Edit(Adapters.refusal, "if not number or (adapter is not None and adapter.phase is", "if True or (adapter is"),
+        Edit(Adapters.refusal, "if not number or (adapter is not None and adapter.phase in MAY_BE_NAMED)", "if True"),
     ),
     _mutant(
         "adapter_of_a_request_is_lost",

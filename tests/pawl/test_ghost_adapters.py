@@ -290,7 +290,7 @@ def test_a_stop_while_adapters_are_loaded_at_the_start_leaves_no_task(
 def test_what_is_loaded_shows_in_the_state_and_the_metrics(client: httpx.Client) -> None:
     assert load(client, "b", "ghost:b", pinned=True).status_code == 200
     state = client.get("/server_info", params={"detail": True}).json()["internal_states"][0]
-    assert state["adapters"] == {"loading": 0, "ready": 2, "draining": 0}
+    assert state["adapters"] == {"loading": 0, "ready": 2, "resting": 0, "draining": 0}
     told = {adapter["name"]: (adapter["state"], adapter["pinned"]) for adapter in state["loaded_adapters"]}
     assert told == {"a": ("ready", False), "b": ("ready", True)}
     assert 'pawl_adapters{phase="ready"} 2' in client.get("/metrics").text
