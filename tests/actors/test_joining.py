@@ -76,6 +76,18 @@ def test_each_order_is_told_when_the_one_before_is_answered_and_then_it_takes_pa
     assert (bench.up, list(bench.joining.replicas)) == ([3], [])
 
 
+def test_what_is_ordered_while_others_are_to_be_told_comes_behind_these() -> None:
+    bench = Bench(3, orders=ORDERS)
+    for order in (LOAD, UNLOAD):
+        bench.joining.ordered(order)
+        bench.joining.ordered(None)
+    assert bench.questions.told == [(3, ORDERS[0])]
+    while 3 in bench.questions.waiting:
+        bench.questions.answer(3)
+    assert [order for _, order in bench.questions.told] == [*ORDERS, LOAD, UNLOAD]
+    assert bench.up == [3]
+
+
 def test_nobody_takes_part_while_the_others_are_at_something_that_is_to_be_told() -> None:
     bench = Bench()
     bench.questions.num_lasting = 1

@@ -191,6 +191,31 @@ def test_where_there_is_no_wire_nothing_is_looked_after() -> None:
     assert readers._tick() == math.inf
 
 
+def test_all_wires_that_are_closed_are_shut_when_they_are_looked_after() -> None:
+    class Closed:
+        """A wire that is to be shut."""
+
+        def __init__(self, closed: bool) -> None:
+            self.closed, self.num_shut = closed, 0
+
+        def shut(self) -> None:
+            self.num_shut += 1
+
+        def tick(self) -> float:
+            return 7.0
+
+        def polled(self) -> list[tuple[Any, bool, bool]]:
+            return []
+
+    readers = Readers(polling_streams(), time.monotonic)
+    readers.close()
+    wires: Any = [Closed(closed) for closed in (True, False, True, True)]
+    readers._wires = list(wires)
+    assert readers._tick() == 7.0
+    assert [wire.num_shut for wire in wires] == [1, 0, 1, 1]
+    assert readers._wires == wires[1:2]
+
+
 def test_whoever_wakes_the_threads_never_waits_for_them_however_long_they_are_at_something() -> None:
     readers = Readers(polling_streams(), time.monotonic)
     with readers._reading:  # none of them reads what wakes it
