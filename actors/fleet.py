@@ -102,9 +102,7 @@ class Fleet:
         """A question or an order of the gateway."""
         if row_of(message.message).at_router:
             why_not = self.lost or (STOPPING if self._draining else "")
-            reply = self.size.order(message.message, why_not)
-            self.agenda.go_on()
-            self._reply(message, reply)
+            self._reply(message, self.size.order(message.message, why_not))
         elif isinstance(message.message, JoinWeightGroup) and self.size.leaving:
             self._reply(message, Reply(0, False, LEAVING))
         else:

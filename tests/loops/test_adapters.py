@@ -271,6 +271,24 @@ def test_a_pinned_adapter_keeps_its_slot_and_one_slot_stays_free_of_pins() -> No
     assert [server.output_of[request] for request in requests] == [said(f"ghost:{name}") for name in "bca"]
 
 
+def test_who_waits_for_a_slot_holds_up_nobody_whose_adapter_keeps_its_own() -> None:
+    """Of two slots one is pinned: what is to come free is the other one, however long ago the pinned one was used."""
+    server = Server()
+    server.loaded("pinned", pinned=True)
+    server.loaded("kept", "waited_for")
+    server.ask("kept", 30)
+    server.turn()
+    server.answer_readings()
+    server.step()
+    waits, goes_on = server.ask("waited_for"), server.ask("pinned")
+    server.step()
+    assert server.state(waits) == State.QUEUED_LOADING
+    assert server.state(goes_on).owns_memory
+    server.serve()
+    assert server.output_of[waits] == said("ghost:waited_for")
+    assert server.output_of[goes_on] == said("ghost:pinned")
+
+
 def test_an_adapter_whose_content_has_changed_is_not_served_for_the_one_that_was_loaded() -> None:
     server = Server(max_loras=1)
     server.loaded("a", "b")
