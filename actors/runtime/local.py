@@ -197,7 +197,10 @@ class LocalSystem:
     def stop(self, order: Sequence[str] = (), timeout_s: float = 30.0) -> tuple[str, ...]:
         """See `System.stop`; blocks, and may be called any number of times, from any thread that runs no actor."""
         self._refuse_in_actor("stop")
-        self.begin_stop(order, timeout_s)
+        try:
+            self.begin_stop(order, timeout_s)
+        except RuntimeError:  # from Python 3.12 on no thread is started any more while the interpreter ends
+            self._stop_all(tuple(order), timeout_s)
         self.wait()
         return self._not_stopped
 

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.local import LocalSystem, OnFailure
 from tests.actors.conformance import RuntimeConformance
-from tests.actors.runtime_doing import GENEROUS_S
+from tests.actors.runtime_doing import GENEROUS_S, Doing, ignore
 
 
 class TestThreads(RuntimeConformance):
@@ -69,3 +71,19 @@ class TestEventLoop(TestThreads):
         system = LoopSystem(**options)
         system.loop = self.loop
         return system
+
+
+def test_where_no_thread_can_be_started_any_more_a_stop_is_made_by_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while an interpreter ends, from Python 3.12 on."""
+    system = LocalSystem()
+    actor = Doing(ignore)
+    system.spawn(actor, "actor")
+    system.start()
+
+    def refuses(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    assert system.stop() == ()
+    assert actor.was_stopped.is_set()
+    assert system.stop() == (), "and is over"

@@ -51,22 +51,28 @@ class Death:
         return dying
 
 
-def hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client has some tokens; no step more is computed before the gateway has heard of a death."""
-    heard, num_received = threading.Event(), itertools.count()
-    lose, receive = Gateway._lose, Worker.receive
+def hold(monkeypatch: pytest.MonkeyPatch, until: threading.Event) -> None:
+    """A client has some tokens; no step more is computed before that."""
+    num_received, receive = itertools.count(), Worker.receive
+
+    def receives(*arguments: Any) -> None:
+        if next(num_received) >= 3:
+            until.wait(PATIENCE_S)
+        receive(*arguments)
+
+    monkeypatch.setattr(Worker, "receive", receives)
+
+
+def loss_of(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The gateway has heard of a death."""
+    heard, lose = threading.Event(), Gateway._lose
 
     def hears(*arguments: Any) -> None:
         lose(*arguments)
         heard.set()
 
-    def receives(*arguments: Any) -> None:
-        if next(num_received) >= 3:
-            heard.wait(PATIENCE_S)
-        receive(*arguments)
-
     monkeypatch.setattr(Gateway, "_lose", hears)
-    monkeypatch.setattr(Worker, "receive", receives)
+    return heard
 
 
 async def told(address: tuple[str, int], death: Death) -> dict[str, Any]:
@@ -114,8 +120,8 @@ def test_a_death_is_told_at_once_with_its_name_and_the_trace_is_honest(
 ) -> None:
     death = Death(error, late=late)
     monkeypatch.setattr(owner, method, death.of(getattr(owner, method)))
-    if owner is Tokenizer:  # It has no part in the stream, which must not end before.
-        hold(monkeypatch)
+    # The stream must not end before; the tokenizer has no part in it.
+    hold(monkeypatch, loss_of(monkeypatch) if owner is Tokenizer else death.armed)
     # The server stays a little, so that it can be asked.
     monkeypatch.setattr(EngineServer, "_engine_failed", lambda *_: None)
     parts = ghost_parts(tight(200), tmp_path)
