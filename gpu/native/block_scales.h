@@ -1,4 +1,4 @@
-// What products of bytes are weighted with.
+// What a block's quants are weighted with.
 #pragma once
 
 #include "blocks.h"

@@ -84,10 +84,10 @@ public:
     TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// `depth` is whole blocks, or one that is shorter. kBegun: go on from what is in c.
-template <bool kTwo, bool kBegun>
-inline void multiply_blocks(int rows, const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth, float* c,
-                            Fetch fetch) {
+// Rows times 32 columns, of which `block_at(k)` gives the block that begins at unit k; each is asked for once, in order.
+// `depth` is whole blocks, or one that is shorter. kTwo: more than 16 rows. kBegun: go on from what is in c.
+template <bool kTwo, bool kBegun, class BlockAt>
+inline void multiply_blocks(int rows, const Unit* a, int64_t a_stride, int64_t depth, float* c, BlockAt&& block_at) {
     constexpr int64_t kStride = kPanel * 4;
     float* const second = c + kTileSide * kPanel;
     write_before_tiles();
@@ -103,20 +103,17 @@ inline void multiply_blocks(int rows, const Unit* a, int64_t a_stride, const Uni
         if constexpr (kTwo) _tile_zero(2);
         if constexpr (kTwo) _tile_zero(3);
     }
-    for (int64_t k = 0; k < depth; k += kBlockUnits, panel += kBlockUnits * kPanel) {
+    for (int64_t k = 0; k < depth; k += kBlockUnits) {
+        const Unit* block = block_at(k);
         _tile_loadd(4, a + k, a_stride * 4);
-        _tile_loadd(6, panel, kStride);
+        _tile_loadd(6, block, kStride);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, panel + kTileSide, kStride);
+        _tile_loadd(7, block + kTileSide, kStride);
         _tile_dpbf16ps(1, 4, 7);
         if constexpr (kTwo) {
             _tile_loadd(5, a + kTileSide * a_stride + k, a_stride * 4);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
-        }
-        for (int i = 0; fetch.step != 0 && i < kBlockUnits; ++i, fetch.from += fetch.step) {
-            __builtin_prefetch(fetch.from, 0, 2);
-            __builtin_prefetch(fetch.from + 16, 0, 2);
         }
     }
     _tile_stored(0, c, kStride);
@@ -129,11 +126,18 @@ template <bool kKeep, bool kTwo>
 inline void multiply_block_rows(int rows, const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth, float* c,
                                 Fetch fetch) {
     const int64_t whole = depth / kBlockUnits * kBlockUnits;
-    if (whole > 0) multiply_blocks<kTwo, kKeep>(rows, a, a_stride, panel, whole, c, fetch);
+    const auto block_at = [&](int64_t k) {
+        for (int i = 0; fetch.step != 0 && i < kBlockUnits; ++i, fetch.from += fetch.step) {
+            __builtin_prefetch(fetch.from, 0, 2);
+            __builtin_prefetch(fetch.from + 16, 0, 2);
+        }
+        return panel + k * kPanel;
+    };
+    if (whole > 0) multiply_blocks<kTwo, kKeep>(rows, a, a_stride, whole, c, block_at);
     if (whole == depth) return;
-    a += whole, panel += whole * kPanel, depth -= whole;
-    if (whole > 0) return multiply_blocks<kTwo, true>(rows, a, a_stride, panel, depth, c, Fetch{});
-    multiply_blocks<kTwo, kKeep>(rows, a, a_stride, panel, depth, c, Fetch{});
+    a += whole, panel += whole * kPanel, depth -= whole, fetch = Fetch{};
+    if (whole > 0) return multiply_blocks<kTwo, true>(rows, a, a_stride, depth, c, block_at);
+    multiply_blocks<kTwo, kKeep>(rows, a, a_stride, depth, c, block_at);
 }
 
 // As `multiply_tile` (tile.h), of 1 .. kBlockTileRows rows.

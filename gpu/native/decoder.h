@@ -33,6 +33,7 @@
 #include "adapter.h"
 #include "attention.h"
 #include "communicator.h"
+#include "made.h"
 #include "matrix.h"
 #include "pool.h"
 #include "row_buffers.h"
@@ -239,9 +240,11 @@ private:
     void product(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Matrix<Element>& weights,
                  const Beside* beside, Epilogue&& epilogue, int64_t start = 0);
     template <int kPanels, class Epilogue>
-    void multiply_block(const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
+    void multiply_block(const Walk& walk, const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
                         const Matrix<Element>& weights, int64_t begin, int64_t end, const Beside* beside,
                         Epilogue&& epilogue);
+    static void multiply_quantised(const ElementRows<Element>& from, const Rows& rows, int64_t row, int num,
+                                   const QuantisedPanel& panel, int64_t inputs, float* out);
     void shrink(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Beside& beside);
     void expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const;
     void store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups);
@@ -289,6 +292,8 @@ private:
     bool lost() const { return ranks_ != nullptr && ranks_->lost(); }
     // Whether what a product adds to the stream stands in `branch` first.
     bool apart() const { return ranks_ != nullptr || shape_.sandwich_norms; }
+    // Whether rows of elements are bytes too, for quantised weights.
+    bool takes_bytes() const { return quantised_ && !kMade<Element>; }
     int64_t group() const { return shape_.heads.count / shape_.kv_heads.count; }
     Unit* queries(int64_t kv_head, int64_t row) const {
         return queries_.row(0) + (kv_head * rows_.count + row) * group() * units<Element>(shape_.head_dim);
@@ -321,6 +326,7 @@ private:
     RowBuffer<float> scored_;    // [logit rows of two blocks][vocab], the same
     AdaptedRows<Element> adapted_, adapted_wanted_;   // of all rows, and of those whose logits are wanted
     RowBuffer<Unit> queries_, shrunk_;
+    RowBuffer<Unit> made_;   // [thread][2 panels], what is made of quantised ones
     ElementRows<Element> normed_, attended_, inner_, gathered_;
     Rows rows_{0, 1}, wanted_{0, 1};   // of this step: all, and those whose logits are wanted
 };

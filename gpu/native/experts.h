@@ -102,7 +102,7 @@ void Decoder<Element>::expert_product(Walk& walk, const ElementRows<Element>& fr
         if (task / shares.count >= int64_t(blocks_.size())) return;
         const Block& block = blocks_[size_t(task / shares.count)];
         const int64_t share = task % shares.count;
-        multiply_block<kPanels>(from, pairs, block.first, block.count, pick(layer.mlps[size_t(block.expert)]),
+        multiply_block<kPanels>(walk, from, pairs, block.first, block.count, pick(layer.mlps[size_t(block.expert)]),
                                 shares.begin(share), shares.end(share), nullptr, epilogue);
     });
 }

@@ -6,6 +6,7 @@
 // all of them, may be quantised instead (quantised.h).
 #pragma once
 
+#include "block_tile.h"
 #include "quantised.h"
 
 namespace pawl {
@@ -14,6 +15,10 @@ namespace pawl {
 struct Refused {
     std::string reason;
 };
+
+// Whether elements are made of quantised panels to be multiplied (made.h), or bytes of what meets them (quantised.h).
+template <class Element>
+constexpr bool kMade = kInBlocks<Element>;
 
 template <class Element>
 class Matrix {
@@ -87,8 +92,11 @@ public:
 
     // Elements of output `index`, widened.
     void read_output(int64_t index, int64_t columns, float* to) const {
-        if (const QuantisedPanel* found = quantised(index / kPanel))
-            return read_column(*found, index % kPanel, columns, to);
+        if (const QuantisedPanel* found = quantised(index / kPanel)) {
+            read_column(*found, index % kPanel, columns, to);
+            for (int64_t i = 0; kMade<Element> && i < columns; ++i) to[i] = Element::widen(Element::narrow(to[i]));
+            return;
+        }
         const Unit* from = panel(index / kPanel) + index % kPanel;
         for (int64_t i = 0; i < columns; ++i) {
             typename Element::Stored pair[Element::kPerUnit];

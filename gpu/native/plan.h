@@ -27,6 +27,8 @@ Decoder<Element>::Decoder(const Shape& shape)
       scored_(shape.vocab_size),
       queries_(units<Element>(query_size())),
       shrunk_(0),
+      made_(2 * kPanel * units<Element>(padded(std::max({int64_t(shape.hidden_size), attended_size(),
+                                                         int64_t(shape.intermediate_size), int64_t(shape.expert_size)})))),
       normed_(shape.hidden_size),
       attended_(attended_size()),
       inner_(std::max(shape.intermediate_size, shape.expert_size)),
@@ -267,6 +269,7 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     for (RowBuffer<float>* buffer : {&hidden_, &mixed_, &angles_}) buffer->reserve(rows);
     if (apart()) branch_.reserve(rows);
     queries_.reserve(rows);
+    if (quantised_ && kMade<Element>) made_.reserve(threads());
     rows_ = shared_out(rows, threads()), wanted_ = shared_out(inputs.num_logits, threads());
     for (ElementRows<Element>* buffer : {&normed_, &attended_, &inner_}) buffer->reserve(rows_);
     if (shape_.num_experts > 0) {

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "block_scales.h"
 #include "ggml.h"
-#include "quantised_tiles.h"
 
 namespace pawl {
 
@@ -86,9 +86,6 @@ void multiply_bytes(const Unit* from, int64_t stride, int rows, const QuantisedP
     with_layout(panel.format, [&](auto l) {
         typedef decltype(l) L;
         const int64_t groups = inputs / (L::kBlocks * kBlockInputs);
-#if PAWL_TILES
-        if (rows >= kLeastTileRows) return multiply_panel_in_tiles<L>(from, stride, rows, panel.at, groups, c);
-#endif
         multiply_panel<L>(from, stride, rows, panel.at, groups, c);
     });
 }

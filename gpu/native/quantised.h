@@ -21,8 +21,8 @@
 
 namespace pawl {
 
-// Rows that share the unpacking of a block: with tile registers that takes a larger part of the time.
-constexpr int kByteRows = PAWL_TILES ? 64 : 32;
+// Rows that share the unpacking of a block.
+constexpr int kByteRows = 32;
 
 struct ByteBlock {
     Unit bytes[kBlockSteps];

@@ -37,30 +37,51 @@ inline int64_t tile_begin(int64_t rows, int64_t most, int64_t tile) {
 // `count` rows from `first` times columns begin .. end of the matrix, counted in groups of `kPanels` panels.
 template <class Element>
 template <int kPanels, class Epilogue>
-void Decoder<Element>::multiply_block(const ElementRows<Element>& from, const Rows& rows, int64_t first, int64_t count,
-                                      const Matrix<Element>& weights, int64_t begin, int64_t end,
+void Decoder<Element>::multiply_block(const Walk& walk, const ElementRows<Element>& from, const Rows& rows, int64_t first,
+                                      int64_t count, const Matrix<Element>& weights, int64_t begin, int64_t end,
                                       const Beside* beside, Epilogue&& epilogue) {
-    const int64_t most = weights.has_elements() ? kTileRows<Element> : kByteRows, tiles = (count + most - 1) / most;
+    const int64_t most = kMade<Element> || weights.has_elements() ? kTileRows<Element> : kByteRows;
+    const int64_t tiles = (count + most - 1) / most;
+    // One tile of rows needs no panel that was made as a whole.
+    const bool made = kMade<Element> && (tiles > 1 || !PAWL_TILES);
     for (int64_t item = begin; item < end; ++item) {
+        const Unit* panels[kPanels];
+        for (int i = 0; i < kPanels; ++i) {
+            const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
+            panels[i] = quantised == nullptr ? weights.panel(item * kPanels + i) : nullptr;
+            if (!made || quantised == nullptr) continue;
+            Unit* to = made_.row(walk.thread) + i * weights.depth * kPanel;
+            make_panel(*quantised, weights.inputs, to);
+            panels[i] = to;
+        }
         for (int64_t tile = 0; tile < tiles; ++tile) {
             alignas(64) float out[kPanels][kByteRows * kPanel];
             const int64_t row = first + tile_begin(count, most, tile);
             const int num = int(first + tile_begin(count, most, tile + 1) - row);
             for (int i = 0; i < kPanels; ++i) {
                 const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
-                if (quantised != nullptr) {
-                    multiply_bytes(from.bytes(rows, row), from.stride, num, *quantised, weights.inputs, out[i]);
+                if (panels[i] == nullptr) {
+                    multiply_quantised(from, rows, row, num, *quantised, weights.inputs, out[i]);
                 } else {
-                    const Unit* panel = weights.panel(item * kPanels + i);
                     const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
-                    multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
-                                           fetch_for(panel, next, weights.depth, tile, tiles));
+                    const Fetch fetch = quantised != nullptr ? Fetch{} : fetch_for(panels[i], next, weights.depth, tile, tiles);
+                    multiply_tile<Element>(num, from.row(row), from.stride, panels[i], weights.depth, out[i], nullptr, fetch);
                 }
                 if (beside != nullptr) expand(*beside, row, num, item * kPanels + i, out[i]);
             }
             epilogue(row, num, item, out);
         }
     }
+}
+
+// `num` rows from `row` times one panel.
+template <class Element>
+void Decoder<Element>::multiply_quantised(const ElementRows<Element>& from, const Rows& rows, int64_t row, int num,
+                                          const QuantisedPanel& panel, int64_t inputs, float* out) {
+#if PAWL_TILES
+    if constexpr (kMade<Element>) return multiply_made(from.row(row), from.stride, num, panel, inputs, out);
+#endif
+    multiply_bytes(from.bytes(rows, row), from.stride, num, panel, inputs, out);
 }
 
 // As many blocks for each thread where all have enough rows, and none larger than it may be.
@@ -79,7 +100,7 @@ void Decoder<Element>::product(Walk& walk, const ElementRows<Element>& from, con
     walk.phase(rows.blocks * shares.count, [&](int64_t task) {
         const int64_t block = task / shares.count, share = task % shares.count;
         const int64_t first = rows.begin(block), count = rows.begin(block + 1) - first;
-        multiply_block<kPanels>(from, rows, start + first, count, weights, shares.begin(share), shares.end(share), beside,
+        multiply_block<kPanels>(walk, from, rows, start + first, count, weights, shares.begin(share), shares.end(share), beside,
                                 epilogue);
     });
 }
@@ -91,7 +112,7 @@ void Decoder<Element>::shrink(Walk& walk, const ElementRows<Element>& from, cons
         const auto& run = beside.rows.runs[size_t(task)];
         const LowRank<Element>& low = run.adapter->at(beside.layer, beside.product);
         if (low.rank == 0) return;
-        multiply_block<1>(from, rows, run.first, run.count, low.shrink, 0, low.shrink.panels, nullptr,
+        multiply_block<1>(walk, from, rows, run.first, run.count, low.shrink, 0, low.shrink.panels, nullptr,
                           [&](int64_t row, int num, int64_t panel, auto& out) {
                               for (int i = 0; i < num; ++i)
                                   for (int c = 0; c < kPanel; c += kLanes)
@@ -227,7 +248,7 @@ void Decoder<Element>::prepare_heads(const Layer<Element>& layer, const Inputs& 
 template <class Element>
 void Decoder<Element>::normalise_row(const Vector& norm, const Rows& rows, int64_t row) {
     normalise<Element>(hidden_.row(row), norm.data(), shape_.hidden_size, shape_.norm_epsilon, normed_.row(row));
-    if (quantised_) normed_.make_bytes(rows, row, 0, padded(shape_.hidden_size));
+    if (takes_bytes()) normed_.make_bytes(rows, row, 0, padded(shape_.hidden_size));
 }
 
 // Norm, qkv, rope, pages, attention: hidden -> attended.
@@ -283,7 +304,7 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, const Rows& rows,
         down{adapted, index, AdaptedProduct::kDown};
     const bool beside = !adapted.runs.empty();
     meet(walk);
-    if (quantised_)
+    if (takes_bytes())
         walk.phase(rows.count, [&](int64_t row) { attended_.make_bytes(rows, row, 0, padded(attended_size())); });
     add_product(walk, attended_, rows, layer.output, beside ? &output : nullptr, layer.attention_norm);
     walk.phase(rows.count, [&](int64_t row) { normalise_row(layer.mlp_norm, rows, row); });
@@ -307,7 +328,7 @@ void Decoder<Element>::store_gated(const Rows& rows, int64_t row, int num, int64
             Stored* to = reinterpret_cast<Stored*>(inner_.row(row + i)) + pair * kPanel + c;
             Element::store_narrow(to, gated(activation, load<Floats>(gates + at), load<Floats>(ups + at)));
         }
-        if (quantised_) inner_.make_bytes(rows, row + i, pair * kPanel, kPanel);
+        if (takes_bytes()) inner_.make_bytes(rows, row + i, pair * kPanel, kPanel);
     }
 }
 

@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
+import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,10 @@ from pawl.gpu.native import build
 from pawl.gpu.weights.blocks import BlockFormat
 from tests.gpu.quantised import FORMATS, Floats, numbers, product, random_blocks
 
-SOURCES = (Path(__file__).with_name("quantised_products.cpp"), build.SOURCES / "quantised.cpp")
+SOURCES = (
+    Path(__file__).with_name("quantised_products.cpp"),
+    *(build.SOURCES / name for name in ("quantised.cpp", "made.cpp")),
+)
 NATIVE, AVX2 = "native", "haswell"
 OTHERS = ("x86-64", "skylake-avx512", "icelake-server", "alderlake")
 _NEEDS = {"haswell": "avx2", "skylake-avx512": "avx512bw", "icelake-server": "avx512_vnni", "alderlake": "avx_vnni"}
@@ -141,3 +145,55 @@ def test_what_is_no_number_spoils_its_own_row_whole_and_no_other(what: float) ->
     found, wanted = multiplied(NATIVE, kind, blocks, spoiled), multiplied(NATIVE, kind, blocks, rows)
     assert np.isnan(found[1]).all()
     assert np.array_equal(found[[0, 2]], wanted[[0, 2]])
+
+
+def in_bfloat16(found: Floats) -> Floats:
+    """Rounded as the reader of a file rounds them."""
+    return torch.from_numpy(found).bfloat16().float().numpy()
+
+
+def made(processor: str, kind: BlockFormat, blocks: NDArray[np.uint8], inputs: int) -> Floats:
+    """The bfloat16 that kernels make of blocks, float32 [outputs, inputs]."""
+    panels = (len(blocks) + 31) // 32
+    units = np.zeros((panels, inputs // 2, 32), np.uint32)
+    call(processor, "made", kind, blocks, inputs, units)
+    pairs = np.stack([units << np.uint32(16), units & np.uint32(0xFFFF0000)], -1).view(np.float32)
+    return pairs.transpose(0, 2, 1, 3).reshape(panels * 32, inputs)[: len(blocks)]
+
+
+@pytest.mark.parametrize("processor", [NATIVE, pytest.param(AVX2, marks=ON_X86)])
+@KINDS
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1 << 30), rows=st.integers(1, 70), scale=st.sampled_from((1e-4, 0.02, 50.0)))
+def test_bfloat16_that_is_made_of_blocks_is_that_of_their_numbers(
+    kind: BlockFormat, processor: str, seed: int, rows: int, scale: float
+) -> None:
+    blocks = random_blocks(kind, rows, 512, np.random.default_rng(seed), scale)
+    assert np.array_equal(made(processor, kind, blocks, 512), in_bfloat16(numbers(kind, blocks)))
+
+
+@KINDS
+def test_scales_that_are_no_numbers_make_none(kind: BlockFormat) -> None:
+    blocks = random_blocks(kind, 3, 256, np.random.default_rng(1))
+    blocks[1] = random_blocks(kind, 1, 256, np.random.default_rng(2), np.inf)
+    found = made(NATIVE, kind, blocks, 256)
+    assert not np.isfinite(found[1]).any()
+    assert np.isfinite(found[[0, 2]]).all()
+
+
+@KINDS
+def test_what_is_made_while_it_is_multiplied_gives_the_bits_of_what_was_made_before(kind: BlockFormat) -> None:
+    if not kernels(NATIVE).has_tiles():
+        pytest.skip("no tile registers here: panels are made before they are multiplied")
+    random = np.random.default_rng(6)
+    blocks, rows = random_blocks(kind, 32, 768, random), activations(32, 768, random)
+    halves = (rows.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    alone = [np.zeros((1, 32), np.float32) for _ in rows]
+    for row, found in zip(halves, alone, strict=True):
+        call(NATIVE, "products_of_made", kind, blocks, 768, row.view(np.uint32), 1, found, found.copy())
+    for count in (1, 5, 16, 17, 32):
+        beside, before = (np.full((32, 32), 7, np.float32) for _ in range(2))
+        call(NATIVE, "products_of_made", kind, blocks, 768, halves[:count].view(np.uint32), count, beside, before)
+        assert np.array_equal(beside, before)
+        assert np.array_equal(beside[:count], np.vstack(alone)[:count])
+        assert (beside[count:] == 7).all(), "written behind the last row"

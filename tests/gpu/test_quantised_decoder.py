@@ -10,8 +10,10 @@ import torch
 from pawl.gpu.dtypes import converted
 from pawl.gpu.models.config import Experts, ModelConfig, weight_shapes
 from pawl.gpu.models.small import llama_config, random_weights
+from pawl.gpu.native import store
 from pawl.gpu.native.backend import fills_panels
-from pawl.gpu.native.build import NativeUnavailable
+from pawl.gpu.native.bindings import load_library
+from pawl.gpu.native.build import NativeUnavailable, Sums, sums_of
 from pawl.gpu.weights.blocks import Blocks, Tensors, Weight, numbers_of
 from tests.gpu.driving import Piece, forward_inputs, logits_in_pieces, same_bits
 from tests.gpu.native_models import ODD, SWITCHED, alone, make
@@ -86,6 +88,22 @@ def test_logits_are_those_of_the_dequantised_weights_but_for_rounded_activations
     found, wanted = (alone(made.backend, made.table, 0, tokens) for made in (stored, plain))
     # A token whose scores are close may get another expert.
     assert torch.linalg.norm(found - wanted) < 0.1 * torch.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("sums", [None, pytest.param("blocks", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_where_sums_are_in_blocks_logits_have_the_bits_of_the_weights_in_bfloat16(
+    name: str, sums: Sums | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "load_library", lambda _: load_library(sums))
+    config, dtype = CONFIGS[name], torch.bfloat16
+    stored = make(config, dtype, weights=quantised_weights(config, dtype))
+    if sums_of(stored.backend.target) != "blocks":
+        pytest.skip("kernels of this processor sum in pairs, and multiply stored weights as bytes")
+    plain = make(config, dtype, threads=2, weights=dict(Tensors(quantised_weights(config, dtype), dtype)))
+    # One tile of rows, and several.
+    for tokens in (sequences(config)[6], sequences(config)[0]):
+        assert torch.equal(*(alone(made.backend, made.table, 0, tokens) for made in (stored, plain)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
