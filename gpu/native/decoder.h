@@ -213,7 +213,7 @@ private:
         return a.token < b.token ? a : b;
     }
 
-    // step.h: planning, on the calling thread.
+    // plan.h: planning, on the calling thread.
     void check(const Inputs& inputs) const;
     void check_segment(const Inputs& inputs, int64_t segment) const;
     void plan(const Inputs& inputs);
@@ -236,6 +236,9 @@ private:
     void begin_together(Walk& walk);
     void prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row);
     void normalise_row(const Vector& norm, const Rows& rows, int64_t row);
+    void store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups);
+
+    // products.h: run by every thread of the pool.
     template <int kPanels, class Epilogue>
     void product(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Matrix<Element>& weights,
                  const Beside* beside, Epilogue&& epilogue, int64_t start = 0);
@@ -247,7 +250,6 @@ private:
                                    const QuantisedPanel& panel, int64_t inputs, float* out);
     void shrink(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Beside& beside);
     void expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const;
-    void store_gated(const Rows& rows, int64_t row, int num, int64_t pair, const float* gates, const float* ups);
     void add_product(Walk& walk, const ElementRows<Element>& from, const Rows& rows, const Matrix<Element>& weights,
                      const Beside* beside, const Vector& norm);
 
@@ -326,8 +328,8 @@ private:
     RowBuffer<float> scored_;    // [logit rows of two blocks][vocab], the same
     AdaptedRows<Element> adapted_, adapted_wanted_;   // of all rows, and of those whose logits are wanted
     RowBuffer<Unit> queries_, shrunk_;
-    RowBuffer<Unit> made_;   // [thread][2 panels], what is made of quantised ones
     ElementRows<Element> normed_, attended_, inner_, gathered_;
+    RowBuffer<Unit> made_;   // [thread][2 panels of as many inputs as rows are long], what is made of quantised ones
     Rows rows_{0, 1}, wanted_{0, 1};   // of this step: all, and those whose logits are wanted
 };
 

@@ -27,12 +27,11 @@ Decoder<Element>::Decoder(const Shape& shape)
       scored_(shape.vocab_size),
       queries_(units<Element>(query_size())),
       shrunk_(0),
-      made_(2 * kPanel * units<Element>(padded(std::max({int64_t(shape.hidden_size), attended_size(),
-                                                         int64_t(shape.intermediate_size), int64_t(shape.expert_size)})))),
       normed_(shape.hidden_size),
       attended_(attended_size()),
       inner_(std::max(shape.intermediate_size, shape.expert_size)),
-      gathered_(shape.hidden_size) {
+      gathered_(shape.hidden_size),
+      made_(2 * kPanel * std::max({normed_.stride, attended_.stride, inner_.stride})) {
     const int64_t hidden = shape.hidden_size, mixed = query_size() + 2 * token_stride(), head = shape.head_dim;
     for (const Part& part : {shape.columns, shape.inner, shape.vocabulary, shape.expert_inner, shape.expert_columns})
         if (part.count > 0 && part.begin % kPanel != 0) throw Refused{"a rank's columns do not begin at a multiple of 32"};
