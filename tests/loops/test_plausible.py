@@ -58,7 +58,7 @@ def more_causes(plain: dict[str, Any]) -> None:
 def another_step(by: int) -> Callable[[dict[str, Any]], None]:
     def change(plain: dict[str, Any]) -> None:
         lost = plain["counters"]["steps_lost"]
-        plain["step"] = plain["counters"]["steps"] + (1 if by > 0 else -lost - 1)
+        plain["step"] = plain["counters"]["steps"] + by * (lost + 1)
 
     return change
 
