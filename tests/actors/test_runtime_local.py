@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from pawl.actors.runtime.actor import Actor, Overflow
-from pawl.actors.runtime.dead_letters import DeadLetter
-from pawl.actors.runtime.local import LocalSystem, OnFailure
+from pawl.actors.runtime.dead_letters import DeadLetter, Reason
+from pawl.actors.runtime.local import OUTSIDE, LocalSystem, OnFailure
 from tests.actors.conformance import RuntimeConformance
-from tests.actors.runtime_doing import GENEROUS_S, Doing, ignore
+from tests.actors.runtime_doing import GENEROUS_S, Doing, Number, ignore
 
 
 class TestThreads(RuntimeConformance):
@@ -87,3 +87,12 @@ def test_where_no_thread_can_be_started_any_more_a_stop_is_made_by_who_asks(monk
     assert system.stop() == ()
     assert actor.was_stopped.is_set()
     assert system.stop() == (), "and is over"
+
+
+def test_a_message_from_outside_to_nobody_is_a_dead_letter_that_says_so() -> None:
+    system = LocalSystem()
+    message = Number(1)
+    assert not system.send("nobody", message)
+    (letter,) = system.dead_letters.recent()
+    assert (letter.to, letter.sender, letter.message) == ("nobody", OUTSIDE, message)
+    assert letter.reason is Reason.UNKNOWN_RECEIVER

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.runtime.dead_letters import KEPT_LETTERS, DeadLetter, DeadLetters, Reason
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.runtime.timers import TimerQueue
+from pawl.actors.runtime.timers import FEWEST_TO_COMPACT, TimerQueue
 from pawl.actors.simulation.manual import ManualContext, Sent
 from tests.actors.conformance_base import Journal, Scribe
 
@@ -116,3 +118,23 @@ def test_word_of_an_end_for_who_has_ended_is_a_dead_letter() -> None:
     down = Down("watched", "failed")
     assert (letter.to, letter.sender, letter.message) == ("watcher", "watched", down)
     assert letter.reason is Reason.RECEIVER_GONE
+
+
+@pytest.mark.parametrize(
+    ("num_set", "num_cancelled", "num_left"),
+    [
+        (FEWEST_TO_COMPACT + 1, FEWEST_TO_COMPACT - 1, FEWEST_TO_COMPACT + 2),
+        (FEWEST_TO_COMPACT + 1, FEWEST_TO_COMPACT, 2),
+        (2 * FEWEST_TO_COMPACT + 2, FEWEST_TO_COMPACT + 1, 2 * FEWEST_TO_COMPACT + 3),
+        (2 * FEWEST_TO_COMPACT + 2, FEWEST_TO_COMPACT + 2, FEWEST_TO_COMPACT + 1),
+    ],
+)
+def test_cancelled_timers_are_dropped_where_they_are_many_and_most(
+    num_set: int, num_cancelled: int, num_left: int
+) -> None:
+    timers = TimerQueue()
+    for timer in [timers.add(float(number), number) for number in range(num_set)][:num_cancelled]:
+        timer.cancel()
+    timers.add(0.5, "one more")
+    assert len(timers) == num_left
+    assert sum(1 for _ in timers.messages()) == num_set - num_cancelled + 1

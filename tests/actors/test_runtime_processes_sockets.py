@@ -13,6 +13,7 @@ import zmq
 
 from pawl.actors.runtime.processes import sockets
 from pawl.actors.runtime.processes.frames import MOST_BYTES
+from pawl.actors.runtime.processes.keys import make_keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from tests.actors.runtime_doing import GENEROUS_S
 
@@ -59,6 +60,22 @@ def test_a_socket_takes_no_larger_frame_than_a_message_has_and_keeps_nobody_wait
         found = [socket.get(option) for option in (zmq.MAXMSGSIZE, zmq.LINGER, zmq.IPV6)]
     made.close()
     assert found == [MOST_BYTES, 0, int("[" in address)]
+
+
+def test_few_messages_wait_in_sockets_where_no_mailbox_counts_them(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    made, keys = Sockets(), read_keys(tmp_path)
+    waits: Any = made.bind("tcp://127.0.0.1:0", keys)
+    comes: Any = made.join(waits.address, keys)
+    limits = [
+        socket.get(option)
+        for wire in (waits, comes)
+        for socket, option in ((wire._push, zmq.SNDHWM), (wire._pull, zmq.RCVHWM))
+    ]
+    for wire in (waits, comes):
+        wire.shut()
+    made.close()
+    assert limits == [sockets.IN_SOCKETS] * 4
 
 
 @pytest.mark.parametrize(("error", "tries"), [(errno.EADDRINUSE, sockets.MOST_TRIES), (errno.EACCES, 1)])
