@@ -29,7 +29,7 @@ from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
 from pawl.actors.present import SENT
-from pawl.actors.routed import Routed
+from pawl.actors.routed import Routed, count
 from pawl.actors.router import AGAIN_S, Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
@@ -114,6 +114,16 @@ def test_times_of_a_request_that_goes_on_elsewhere_are_told_from_now(tokens: lis
     assert again.resumed is not None
     assert (again.age_s, again.resumed.admitted_s, again.resumed.first_token_s) == (9.0, 8.0, first_token_s)
     assert (again.resumed.cached_tokens, again.resumed.num_retractions, again.resumed.weights) == (7, 2, "a")
+
+
+def test_a_replica_has_as_much_to_do_as_all_its_requests_together() -> None:
+    router, _ = routed(2)
+    for request in (1, 2, 3):  # in turn
+        router.receive(asked(request))
+    router.routed[3].tokens += [10, 11]
+    count(router.replicas, router.routed)
+    counted = [(each.num_open, each.num_tokens) for each in router.replicas.values()]
+    assert counted == [(2, 2 * len(PROMPT) + 2), (1, len(PROMPT))]
 
 
 def test_a_lost_replica_that_says_late_that_it_has_opened_a_request_is_not_heard() -> None:

@@ -108,6 +108,23 @@ def test_a_coroutine_beside_the_actor_may_set_its_timers(loop: CountingLoop, del
     end_on(loop, system)
 
 
+def test_a_timer_that_an_actor_sets_as_it_starts_comes(loop: CountingLoop) -> None:
+    heard: list[int] = []
+
+    class Early(Doing):
+        """Sets one before its first turn."""
+
+        def started(self) -> None:
+            self.context.after(0.0, Number(7))
+
+    system = LocalSystem()
+    system.spawn(Early(lambda actor, message: heard.append(message.value)), "early", loop=loop)
+    system.start()
+    turn(loop, lambda: bool(heard))
+    assert heard == [7]
+    end_on(loop, system)
+
+
 def test_an_actor_on_a_closed_loop_is_lost_and_said_to_be() -> None:
     loop = asyncio.new_event_loop()
     failures: list[str] = []

@@ -78,6 +78,32 @@ def test_few_messages_wait_in_sockets_where_no_mailbox_counts_them(tmp_path: Pat
     assert limits == [sockets.IN_SOCKETS] * 4
 
 
+def test_a_wire_at_a_port_that_was_named_is_where_it_was_told_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bound:
+        """A socket that has found its place by another name."""
+
+        def __init__(self) -> None:
+            self.at: list[str] = []
+
+        def set(self, option: int, value: object) -> None: ...
+
+        def bind(self, address: str) -> None:
+            self.at.append(address)
+
+        def get(self, option: int) -> bytes:
+            return b"tcp://elsewhere:9"
+
+    monkeypatch.setattr(Sockets, "socket", lambda *_, **__: Bound())
+    made = Sockets()
+    wire: Any = made.bind("tcp://there:5000")
+    made.close()
+    assert (wire.address, wire._pull.at, wire._push.at) == (
+        "tcp://there:5000",
+        ["tcp://there:5000"],
+        ["tcp://there:5001"],
+    )
+
+
 @pytest.mark.parametrize(("error", "tries"), [(errno.EADDRINUSE, sockets.MOST_TRIES), (errno.EACCES, 1)])
 def test_only_a_port_that_is_taken_is_tried_again(error: int, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
