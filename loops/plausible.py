@@ -3,11 +3,16 @@ replay begins."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from pawl.lifecycle.machines.adapter import AdapterPhase
+from pawl.lifecycle.machines.session import SessionPhase
+from pawl.lifecycle.machines.weights import Weights
 from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.snapshot import Plain
 
@@ -19,8 +24,28 @@ COUNTERS = frozenset(_ELSEWHERE.split())
 PARTS = ("counters", "companions", "memory", "weights", "groups", "residency")
 
 
+class _Fetching(msgspec.Struct):
+    resume_at: float = 0.0
+
+
+class _Companion(msgspec.Struct):
+    ready: list[int] = []
+    decided: list[int] = []
+    fetching: _Fetching | None = None
+
+
+class _Typed(msgspec.Struct):
+    """Fields that a loop takes as they come."""
+
+    try_again: bool
+    companions: list[_Companion]
+    sessions: list[tuple[str, int, float, bool, SessionPhase, int, list[Any], list[Any]]]
+
+
 def check_numbers(plain: Plain) -> None:
-    """Raises ValueError for a state that contradicts itself: a count that is none, or is not what it counts."""
+    """Raises ValueError for a state that contradicts itself: a count that is none, or is not what it counts, an adapter
+    or an update of the weights that cannot be."""
+    msgspec.convert(plain, _Typed)
     for name, value in _counts(plain):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"a checkpoint counts {value!r} {name}")
@@ -29,6 +54,9 @@ def check_numbers(plain: Plain) -> None:
     for what, count, numbers in _given(plain):
         if count < max(numbers, default=0):
             raise ValueError(f"a checkpoint has {what} {max(numbers)}, and {count} is said to be the newest")
+    _check_weights(plain["weights"])
+    for companion in plain["companions"]:
+        _check_adapters(companion.get("adapters", ()))
 
 
 def check_newest(newest: Newest, live: list[int]) -> None:
@@ -68,6 +96,29 @@ def _check_rows(table: Plain) -> None:
     rows = [*table["free"], *np.frombuffer(table["rows"], np.int32).tolist()]
     if sorted(rows) != list(range(len(table["attempt"]) // 4)):
         raise ValueError("a checkpoint has a row that is neither free nor one request's, or is so twice")
+
+
+def _check_weights(weights: Plain) -> None:
+    """There is an update while there is one, and it is the newest."""
+    update = weights["update"]
+    if (update is None) != (weights["state"] == Weights.SERVING):
+        raise ValueError(f"a checkpoint has weights that are {weights['state']}, and the update {update}")
+    if update is not None and update["ticket"] != weights["updates"]:
+        raise ValueError(f"a checkpoint counts {weights['updates']} updates, and {update['ticket']} is under way")
+
+
+def _check_adapters(adapters: list[Plain]) -> None:
+    """They stand in the order of their numbers, and have names, of which no two that may be asked for have the same."""
+    numbers = [each["number"] for each in adapters]
+    if sorted({*numbers, 0})[1:] != numbers:
+        raise ValueError(f"a checkpoint has adapters with the numbers {numbers}")
+    for each in adapters:
+        known = each["phase"] != AdapterPhase.READY or each["fingerprint"]
+        if not (each["name"] and each["source"] and known) or min(each["ticket"], each["used"], each["asker"]) < 0:
+            raise ValueError(f"a checkpoint has the adapter {each}")
+    names = Counter(each["name"] for each in adapters if each["phase"] in (AdapterPhase.LOADING, AdapterPhase.READY))
+    if names and max(names.values()) > 1:
+        raise ValueError(f"a checkpoint has two adapters of the name {names.most_common(1)[0][0]!r}")
 
 
 def _given(plain: Plain) -> Iterator[tuple[str, int, list[int]]]:

@@ -123,6 +123,8 @@ class Replay:
         """Properties of memory that were found broken on the way."""
         self.number = 0
         """Records taken in, `started` included."""
+        self._newest_asker = 0
+        """Of the orders so far."""
         self.closed = False
         """Whether the end of the run has been taken in."""
 
@@ -142,6 +144,7 @@ class Replay:
         run = cls(first.started, core="python")
         try:
             restore(run.intake, msgspec.msgpack.decode(first.state))
+            run._newest_asker = max(run.intake.waiting, default=0)
             run.loop.check_all()
         except MemoryViolation:
             raise
@@ -250,6 +253,7 @@ class Replay:
             case Submitted():
                 self._submit(record)
             case Delivered():
+                self._asked(record.number)
                 self.intake.deliver(self._order(record), record.time, record.number)
             case Transition(event=Event.ABORT, cause=Cause.INTERNAL | Cause.GRAMMAR) if record.row in self._answered():
                 loop.requests.no_answer(record.row, record.cause, record.time)
@@ -268,6 +272,12 @@ class Replay:
                 loop.journal.closed(record.reason, loop.counters, len(loop.table), loop.memory.pages)
             case _:
                 pass
+
+    def _asked(self, number: int) -> None:
+        """Whoever waits for an order's outcome has a number that nobody had before."""
+        if number and number <= self._newest_asker:
+            raise ValueError(f"order {number} comes behind order {self._newest_asker}: each has a number of its own")
+        self._newest_asker = max(number, self._newest_asker)
 
     def _answered(self) -> list[int]:
         """Rows that were to get something of the oldest step."""

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from pawl.lifecycle.numbers import Newest
-from pawl.lifecycle.records import Checkpoint
+from pawl.lifecycle.records import Checkpoint, Delivered
 from pawl.loops.plausible import check_newest, check_numbers
-from pawl.loops.replay import Impossible, Replay
+from pawl.loops.replay import Impossible, Replay, replay
 from tests.loops.test_snapshot import at, checkpoints, judged, leaves, recorded
 
 ELSEWHERE = {
@@ -19,6 +19,13 @@ ELSEWHERE = {
     *("groups.joined", "weights.updates", "residency.moves"),
 }
 """What counts something, beside the counters and what the cache counts."""
+ADAPTER: dict[str, Any] = {"number": 1, "name": "x", "source": "s", "phase": "ready", "fingerprint": "f"}
+ADAPTER |= dict.fromkeys(("ticket", "used", "asker"), 0)
+UPDATE = {"ticket": 2}
+
+
+def with_adapter(**fields: int) -> dict[str, Any]:
+    return {"adapters": [ADAPTER | fields], "newest": 1}
 
 
 def state_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -113,9 +120,18 @@ def test_a_checkpoint_that_contradicts_itself_is_named_as_that(
     ("part", "told"),
     [
         ({"groups": {"groups": {"mine": {"number": 3}}, "joined": 2}}, "group 3, and 2"),
-        ({"companions": [{"adapters": [{"number": 2, "ticket": 0, "used": 0}], "newest": 1}]}, "adapter 2, and 1"),
-        ({"companions": [{"adapters": [{"number": 1, "ticket": 5, "used": 0}], "newest": 1}]}, "ticket 5, and 4"),
-        ({"companions": [{"adapters": [{"number": 1, "ticket": 0, "used": 9}], "newest": 1}]}, "use 9, and 8"),
+        (
+            {"companions": [{"adapters": [ADAPTER | {"number": 2, "ticket": 0, "used": 0}], "newest": 1}]},
+            "adapter 2, and 1",
+        ),
+        (
+            {"companions": [{"adapters": [ADAPTER | {"number": 1, "ticket": 5, "used": 0}], "newest": 1}]},
+            "ticket 5, and 4",
+        ),
+        (
+            {"companions": [{"adapters": [ADAPTER | {"number": 1, "ticket": 0, "used": 9}], "newest": 1}]},
+            "use 9, and 8",
+        ),
         ({"companions": [{"prefills": [[7, 0, b"", 0]]}]}, "prefill 7, and 4"),
         ({"companions": [{"fetching": {"tickets": 1, "fetches": [[2, 0]]}}]}, "fetch 2, and 1"),
     ],
@@ -134,3 +150,75 @@ def test_long_and_short_prompts_have_numbers_of_their_own() -> None:
     check_newest(Newest(5, 128), [5, 64, 128])
     with pytest.raises(ValueError, match="has request 192"):
         check_newest(Newest(500, 128), [5, 192])
+
+
+@pytest.mark.parametrize(
+    ("adapters", "fits"),
+    [
+        ([{}, {"number": 2, "name": "y"}], True),
+        ([{}, {"number": 2, "phase": "draining"}], True),
+        ([{"phase": "loading", "fingerprint": "", "ticket": 3}], True),
+        ([{}, {"number": 2}], False),
+        ([{"number": 2}, {"number": 1, "name": "y"}], False),
+        ([{"number": 0}], False),
+        ([{}, {"name": "y"}], False),
+        ([{"fingerprint": ""}], False),
+        *(([{field: ""}], False) for field in ("name", "source")),
+        *(([{field: -1}], False) for field in ("ticket", "used", "asker")),
+    ],
+)
+def test_adapters_are_told_apart_and_known_once_they_are_ready(adapters: list[dict[str, Any]], fits: bool) -> None:
+    there = [ADAPTER | each for each in adapters]
+    companion = {"adapters": there, "newest": 3, "tickets": 4, "uses": 8}
+    judged_as(state_of(some_checkpoint()) | {"companions": [companion]}, fits, "a checkpoint has (the|two|adapters)")
+
+
+@pytest.mark.parametrize(
+    ("weights", "fits"),
+    [
+        ({"state": "serving", "update": None, "updates": 2}, True),
+        ({"state": "staging", "update": UPDATE, "updates": 2}, True),
+        ({"state": "staging", "update": UPDATE, "updates": 1}, False),
+        ({"state": "staging", "update": UPDATE, "updates": 3}, False),
+        ({"state": "staging", "update": None, "updates": 2}, False),
+        ({"state": "serving", "update": UPDATE, "updates": 2}, False),
+    ],
+)
+def test_an_update_of_the_weights_is_the_newest_and_there_while_there_is_one(
+    weights: dict[str, Any], fits: bool
+) -> None:
+    judged_as(state_of(some_checkpoint()) | {"weights": weights}, fits, "a checkpoint (has weights|counts)")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"try_again": None},
+        {"sessions": [[None, 1, 0.0, False, "open", 1, [], []]]},
+        {"sessions": [["mine", 1, 0.0, False, "shut", 1, [], []]]},
+        {"companions": [{"ready": [None]}]},
+        {"companions": [{"decided": [None]}]},
+        {"companions": [{"fetching": {"resume_at": None, "tickets": 0, "fetches": []}}]},
+    ],
+)
+def test_what_is_of_another_type_than_a_loop_has_is_not_taken(part: dict[str, Any]) -> None:
+    judged_as(state_of(some_checkpoint()) | part, False, r"Expected|Invalid")
+
+
+def judged_as(plain: dict[str, Any], fits: bool, told: str) -> None:
+    if fits:
+        check_numbers(plain)
+        return
+    with pytest.raises(ValueError, match=told):
+        check_numbers(plain)
+
+
+@pytest.mark.parametrize(("numbers", "wrong"), [((1, 0, 2, 5), None), ((1, 1), 1), ((3, 0, 2), 2), ((0, -1), -1)])
+def test_whoever_waits_for_an_order_has_a_number_of_its_own(numbers: tuple[int, ...], wrong: int | None) -> None:
+    started = recorded(0, "overlap", "drafts")[0]
+    orders = [Delivered("continue", {}, number, 0.0) for number in numbers]
+    if wrong is None:
+        replay([started, *orders])
+        return
+    with pytest.raises(Impossible, match=f"order {wrong} comes behind order {max(numbers)}"):
+        replay([started, *orders])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pawl.lifecycle.machines.adapter import AdapterPhase
 from pawl.lifecycle.machines.weight_group import GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.properties.history import History
@@ -200,6 +201,13 @@ def changes_no_pause(records: Sequence[Record], forgery: Forgery) -> bool:
     return not paused or plans_nothing(records, forgery)
 
 
+def stands_still(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Other weights come, or memory is released, before the engine is to go on."""
+    rest = records[forgery.at + 1 :]
+    ends = next((at for at, each in enumerate(rest) if isinstance(each, Delivered) and each.kind == "continue"), None)
+    return any(isinstance(each, WeightsMoved | MemoryMoved) for each in rest[:ends])
+
+
 def nobody_runs(records: Sequence[Record], forgery: Forgery) -> bool:
     history = History()
     for record in records[: forgery.at]:
@@ -211,7 +219,29 @@ def passes_none_of_its(records: Sequence[Record], forgery: Forgery) -> bool:
     """Of the requests that it ends it is moved past nothing but their arrival."""
     named = _named(records[forgery.at])
     mine = [each for each in _passed(records, forgery) if getattr(each, "request", None) in named]
-    return all(isinstance(each, Submitted) or getattr(each, "event", None) is Event.SUBMIT for each in mine)
+    silent = (Submitted, Answered)  # what a client is told stands anywhere beside what was decided
+    return all(isinstance(each, silent) or getattr(each, "event", None) is Event.SUBMIT for each in mine)
+
+
+def passes_no_step(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Nothing is planned where it was and where it is now."""
+    return not any(isinstance(each, StepPlanned) for each in _passed(records, forgery))
+
+
+def did_not_stop_it(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The tokens that differ are none that the request drew."""
+    sound, forged = (set(each.sampling.stop_token_ids) for each in _both(records, forgery))
+    history, drawn = History(), set[int]()
+    for record in records:
+        row = history.open.get(_both(records, forgery)[0].request)
+        if isinstance(record, Transition) and row is not None and record.row == row:
+            drawn |= set(history.output(row).tolist())
+        history.advance(record)
+    return not (sound ^ forged) & drawn
+
+
+def _both(records: Sequence[Record], forgery: Forgery) -> tuple[Any, Any]:
+    return records[forgery.at], forgery.changed
 
 
 def nobody_is_left(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -240,7 +270,11 @@ def nothing_came_of_it(records: Sequence[Record], forgery: Forgery) -> bool:
     order: Any = records[forgery.at]
     rest = (each for each in records[forgery.at + 1 :] if not isinstance(each, Cached | Answered))
     kinds = next(kinds for word, kinds in _FOLLOWS.items() if word in order.kind)
-    return not isinstance(next(rest, None), kinds)
+    follows = next(rest, None)
+    if isinstance(follows, AdapterMoved) and "lora_name" in order.fields:
+        leaves = follows.target in (AdapterPhase.DRAINING, AdapterPhase.GONE)
+        return follows.name != order.fields["lora_name"] or leaves != order.kind.startswith("unload")
+    return not isinstance(follows, kinds)
 
 
 _FOLLOWS: dict[str, tuple[type[Record], ...]] = {
@@ -331,7 +365,9 @@ def answered_in_place(records: Sequence[Record], forgery: Forgery) -> bool:
     orders = (each for each in records if isinstance(each, Delivered) and each.time <= answer.time)
     stopped = any(order.kind in ("drain", "end_all") for order in orders)
     failed = any(isinstance(each, Contained) for each in records)
-    return (_cause(forgery) is Cause.DRAINED and stopped) or (_cause(forgery) is Cause.INTERNAL and failed)
+    if _cause(forgery) is Cause.INTERNAL:  # or it loses an actor while the scheduler stops
+        return failed or stopped
+    return _cause(forgery) is Cause.DRAINED and stopped
 
 
 def may_be_cut(records: Sequence[Record], forgery: Forgery) -> bool:

@@ -19,6 +19,7 @@ from tests.pawl.forger_conditions import (
     computed_too_little,
     concerns_stale_tokens,
     counts_one_each,
+    did_not_stop_it,
     drew_nothing,
     drew_what_may_coincide,
     ended_otherwise,
@@ -41,8 +42,10 @@ from tests.pawl.forger_conditions import (
     nothing_came_of_it,
     others_serve,
     passes_no_decision,
+    passes_no_step,
     passes_none_of_its,
     scores_nothing,
+    stands_still,
     was_never_staged,
     was_refused,
 )
@@ -80,6 +83,7 @@ _ALONE = Reason("a turn that goes on from nothing, and from which nothing goes o
 _SESSION = Reason("a session of which no turn is taken from there on", no_turn_follows)
 _TAGS = Reason("a set of parts of memory, whose order and repetition mean nothing")
 _SLOWER = Reason("a step may always be launched later than it could be: why it was is not recorded")
+_OTHER_WORDS = Reason("words that other weights drew than those of the start are not computed again", others_serve)
 _STOPS = Reason("a token that the request did not draw", ended_otherwise(Cause.EOS, Cause.STOP_TOKEN))
 IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     **{
@@ -187,6 +191,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered check_deadlines: *": (_TIMER,),
     "Delivered continue: *": (Reason("nobody waits for the engine to go on", changes_no_pause),),
     "Delivered continue: twice": (_AGAIN,),
+    "Delivered continue: moved *": (Reason("nothing was planned where it was and where it is", passes_no_step),),
     "Delivered drain.fields[[]grace_s]: a bit *": (_CLOCK,),
     "Delivered drain: left out": (Reason("it refuses who comes after it, and nobody does", nobody_came_after),),
     "Delivered drain: exchanged with the next": (_AGAIN,),
@@ -200,9 +205,14 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered flush_cache.fields[[]timeout]: *": (_CLOCK,),
     "Delivered flush_cache: *": (Reason("a flush of nothing, or one that is refused, changes nothing"),),
     "Delivered pause.fields[[]retract]: negated": (Reason("nobody runs who could be retracted", nobody_runs),),
-    "Delivered pause: *": (Reason("an engine with nothing to do does not show that it pauses", nobody_is_left),),
+    "Delivered pause: *": (
+        Reason("an engine with nothing to do does not show that it pauses", nobody_is_left),
+        Reason("an engine that waits for weights or memory stands still without a pause", stands_still),
+    ),
     "Delivered pause: twice": (_AGAIN,),
     "Delivered wait_ends: exchanged with the next": (_AGAIN,),
+    "Delivered wait_ends: left out": (_TIMER,),
+    "Delivered wait_ends: moved *": (_TIMER,),
     "Idled: left out": (_MOMENT,),
     "Idled: twice": (_MOMENT,),
     "Idled: moved *": (_MOMENT._replace(holds=joins_another),),
@@ -232,8 +242,9 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "StepCommitted.counts: *": (Reason("one token each is what no counts mean", counts_one_each),),
     "StepCommitted.tokens*": (
         Reason("tokens of requests that have left work are dropped", concerns_stale_tokens),
-        Reason("words that other weights drew than those of the start are not computed again", others_serve),
+        _OTHER_WORDS,
     ),
+    **{f"StepCommitted.{name}*": (_OTHER_WORDS,) for name in ("scores", "embedded")},
     "StepRolledBack.blameless: *": (Reason("nobody was part of two lost steps", no_worker_lost),),
     "StepRolledBack.reason: *": (_WORDS,),
     "Submitted.deadline: *": (Reason("a deadline that did not pass", ended_otherwise(Cause.TIMEOUT)),),
@@ -255,10 +266,15 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Submitted.sampling.*_token_ids: two exchanged": (Reason("a set of tokens, whose order means nothing"),),
     "Submitted.sampling.max_new_tokens: *": (Reason("a limit that was not reached", ended_otherwise(Cause.LENGTH)),),
     "Submitted.sampling.prompt_logprobs: negated": (Reason("the first token of a prompt has none", computed_one),),
-    "Submitted.sampling.stop_token_ids*": (_STOPS,),
+    "Submitted.sampling.stop_token_ids*": (_STOPS, _STOPS._replace(holds=did_not_stop_it)),
+    "Submitted.sampling.grammar*": (
+        Reason("a grammar with which nothing was drawn", drew_nothing),
+        Reason("a few tokens may fit another grammar", drew_what_may_coincide),
+    ),
     "Submitted.sampling.top_logprobs: *": (Reason("there was no token to give any for", drew_nothing),),
     "Submitted.tokens*": (
         Reason("a few tokens, or those preferred, may follow another prompt", drew_what_may_coincide),
+        _OTHER_WORDS,
     ),
     "TierTold filled.count: one *": (Reason("what came for requests that wait for it no more", nobody_waited),),
     **{f"Submitted.{name}*": (_ELSEWHERE,) for name in ("num_cached", "num_older", "num_retractions", "output")},
