@@ -38,7 +38,7 @@ class TrueCauses(Property):
     """Causes are true: memory is taken for a plan that follows, because a step or what computes was lost, or by a pause
     that says so; a fetch is given up when its lease ends or the worker is lost; a stop string ends a request by the
     order that says so, its length or a token when a step is committed; time is over at a look at deadlines and not
-    before; and who is aborted was named with that cause, but where the engine drains or failed."""
+    before, or by an order; and who is aborted was named with that cause, but where the engine drains or failed."""
 
     name: ClassVar[str] = "true_causes"
 
@@ -149,7 +149,8 @@ class TrueCauses(Property):
                 submitted, after = history.submissions.get(record.row), self._after
                 deadline = None if submitted is None else submitted.deadline
                 looked = isinstance(after, Delivered) and after.kind == "check_deadlines"
-                return looked and deadline is not None and deadline <= record.time
+                if looked and deadline is not None and deadline <= record.time:
+                    return True
             case Cause.DRAINED:
                 return self._drains
             case Cause.INTERNAL if self._failed or self._without_answer(record.row, history):
