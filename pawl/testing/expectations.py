@@ -161,7 +161,9 @@ def ghost_alone(arrival: Arrival, drawn_by: DrawnBy) -> Said:
         salt = adapter_salt_of(arrival.adapter) if arrival.adapter else 0
         return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens, salt)))
     if arrival.grammar == BAD_GRAMMAR and not arrival.embed:
-        return NOTHING
+        # It is never computed: all that is known of its prompt is that the first token has no score.
+        alone = arrival.prompt_logprobs and len(arrival.prompt) == 1
+        return Said((), (), ((arrival.prompt[0], None, (), None),) if alone else ())
     said, total = NOTHING, len(arrival.prompt) + arrival.max_new_tokens
     ends = [*(start for _, start in drawn_by[1:]), None]
     for (version, _), end in zip(drawn_by, ends, strict=True):
