@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pawl.lifecycle.machines.adapter import AdapterPhase
+from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
 from pawl.lifecycle.machines.weight_group import GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.properties.history import History
@@ -101,8 +101,9 @@ def ended_otherwise(*causes: Cause) -> Condition:
 
 
 def others_serve(records: Sequence[Record], forgery: Forgery) -> bool:
-    """Other weights than those of the start."""
-    before = records[: forgery.at]
+    """Other weights than those of the start, by then or before a request that comes then has ended."""
+    until = _mine(records, forgery).ended_at if isinstance(records[forgery.at], Submitted) else forgery.at
+    before = records[: max(until, forgery.at)]
     return any(isinstance(each, WeightsMoved) and each.event is WeightEvent.SWAPPED for each in before)
 
 
@@ -146,6 +147,9 @@ def passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
     moved = records[forgery.at]
     if isinstance(moved, Delivered | StepCommitted | AdapterMoved):
         kinds += (Submitted,)
+    if isinstance(moved, StepCommitted):  # who waits is no part of a step
+        kinds += (WeightGroupMoved,)
+        passed = [each for each in passed if not (isinstance(each, Transition) and each.source is State.QUEUED)]
     if isinstance(moved, AdapterMoved):
         kinds += (WeightsMoved, WeightGroupMoved, Flushed, Cached)
         passed = [each for each in passed if not isinstance(each, Transition) or each.event is not Event.SUBMIT]
@@ -181,6 +185,8 @@ def concerns_stale_tokens(records: Sequence[Record], forgery: Forgery) -> bool:
         history.advance(record)
     sound = records[forgery.at]
     if not isinstance(sound, StepCommitted) or not isinstance(forged, StepCommitted):
+        return False
+    if len(forged.tokens) != len(sound.tokens):
         return False
     counts = history.step.samples if sound.counts is None else int32s(sound.counts)
     live = np.repeat(history.committed.live, counts)
@@ -273,7 +279,8 @@ def nothing_came_of_it(records: Sequence[Record], forgery: Forgery) -> bool:
     follows = next(rest, None)
     if isinstance(follows, AdapterMoved) and "lora_name" in order.fields:
         leaves = follows.target in (AdapterPhase.DRAINING, AdapterPhase.GONE)
-        return follows.name != order.fields["lora_name"] or leaves != order.kind.startswith("unload")
+        other = follows.name != order.fields["lora_name"] or follows.event is AdapterEvent.EVICTED
+        return other or leaves != order.kind.startswith("unload")
     return not isinstance(follows, kinds)
 
 
@@ -289,8 +296,10 @@ _FOLLOWS: dict[str, tuple[type[Record], ...]] = {
 
 
 def nobody_left(records: Sequence[Record], forgery: Forgery) -> bool:
-    """The engine stops next."""
+    """The engine stops next, but for who is refused."""
     rest = records[forgery.at + 1 :]
+    refused = {each.request for each in rest if isinstance(each, Transition) and each.source is State.NEW}
+    rest = [each for each in rest if getattr(each, "request", None) not in refused]
     return all(isinstance(each, Delivered | Answered | AnswersClosed | Closed) for each in rest)
 
 
@@ -313,9 +322,11 @@ def was_never_staged(records: Sequence[Record], forgery: Forgery) -> bool:
 
 
 def goes_on_from_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
-    """The turn has no parent, and no turn of its session is taken after it."""
+    """The turn has no parent, and no turn of its session is taken after it, or the next one in place of all."""
     order: Any = records[forgery.at]
-    return order.fields["parent"] is None and no_turn_follows(records, forgery)
+    after = next(_turns_after(records, forgery), None)
+    alone = after is None or (after["parent"] is None and after["replace"])
+    return order.fields["parent"] is None and alone
 
 
 def is_never_served(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -341,13 +352,18 @@ def was_refused(records: Sequence[Record], forgery: Forgery) -> bool:
 
 def no_turn_follows(records: Sequence[Record], forgery: Forgery) -> bool:
     """No turn of the session is taken after it."""
+    return next(_turns_after(records, forgery), None) is None
+
+
+def _turns_after(records: Sequence[Record], forgery: Forgery) -> Iterator[dict[str, Any]]:
+    """The session's turns that are taken after it."""
     order: Any = records[forgery.at]
     name = order.fields.get("session", order.fields.get("session_id"))
     for at, each in enumerate(records[forgery.at + 1 :], forgery.at + 1):
-        mine = isinstance(each, Delivered) and each.kind == "begin_turn" and each.fields["session"] == name
-        if mine and not was_refused(records, forgery._replace(at=at)):
-            return False
-    return True
+        if not isinstance(each, Delivered) or each.kind != "begin_turn" or each.fields["session"] != name:
+            continue
+        if not was_refused(records, forgery._replace(at=at)):
+            yield each.fields
 
 
 def _named(record: Record | None) -> set[int]:

@@ -49,7 +49,8 @@ def sound_run(seed: int) -> list[Record]:
     """Of a random engine; without grammars, which a trace of a simulated run does not name."""
     drawn = Workload.random(seed, max_requests=6)
     plain = tuple(msgspec.structs.replace(arrival, grammar=None) for arrival in drawn.arrivals)
-    faults = Faults(strike=seed % 3, rush=int(seed % 4 == 1))
+    # An engine whose rank has lost its host again and again ends without an end of its trace.
+    faults = Faults(strike=seed % 3 if drawn.shape.rank_hosts == 1 else 0, rush=int(seed % 4 == 1))
     strategy = ("random", "pct", "pos")[seed % 3]
     workload = msgspec.structs.replace(drawn, arrivals=plain)
     return simulated(workload, seed, strategy, faults)
