@@ -163,7 +163,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_running: Annotated[UpTo65536, _feature("scheduling", "max_running")] = 256
     max_queued: Annotated[UpTo1048576, _feature("scheduling", "max_queued")] = 1024
     prefill_chunk: Annotated[AtLeastOne | None, _feature("scheduling", "prefill_chunk")] = None
-    max_step_ms: Annotated[AboveZero, _feature("scheduling", "max_step_ms")] = 50.0
+    max_step_ms: Annotated[AboveZero, _feature("scheduling", "max_step_ms")] = 40.0
     pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"
     mixed: Annotated[bool, _feature("scheduling", "mixed")] = True
     policy: Annotated[str, _feature("scheduling", "policy")] = "fcfs"
