@@ -271,6 +271,7 @@ def test_keys_that_cannot_be_used_are_refused_by_their_name(tmp_path: Path, how:
 def test_a_receiver_that_takes_nothing_holds_its_sender_back_whatever_sockets_hold(make_parent: MakeParent) -> None:
     parent = make_parent()
     parent.child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, parent.child.pid, os.WSTOPPED | os.WNOWAIT)  # a signal that is sent has not yet come
     accepted = [parent.system.send("echo", Ping(number)) for number in range(3000)]
     assert accepted == [True] * 1024 + [False] * 1976
     assert parent.system.send("echo", Ping(3000), Lane.CONTROL)
