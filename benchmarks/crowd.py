@@ -226,7 +226,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, metavar="N", help="tokens of each (default: 64)")
     parser.add_argument("--output", type=int, default=64, metavar="N", help="tokens of each answer (default: 64)")
     parser.add_argument("--long", type=int, default=0, metavar="N", help="one more client sends a prompt so long")
-    parser.add_argument("--max-step-ms", type=float, nargs="*", default=[40.0], metavar="MS", help="as of pawl serve")
+    parser.add_argument(
+        "--max-step-ms",
+        type=float,
+        nargs="*",
+        default=[build_config({}).max_step_ms],
+        metavar="MS",
+        help="as of pawl serve",
+    )
     parser.add_argument("--chunk", type=int, default=128, metavar="N", help="prompt tokens of a step at the most")
     parser.add_argument("--model", metavar="NAME", help="computes here, on one thread; otherwise steps take:")
     parser.add_argument("--base-ms", type=float, default=device.base_s * 1e3, metavar="MS", help="of every step")

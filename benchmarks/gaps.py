@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=7900)
-    parser.add_argument("--max-step-ms", type=float, nargs="*", default=[float("inf"), 40.0])
+    parser.add_argument("--max-step-ms", type=float, nargs="*", default=[float("inf"), build_config({}).max_step_ms])
     arguments = parser.parse_args()
     parts = load_parts(build_config({"trace": False, "threads": 1, "kv_tokens": 32_768, "log_level": "error"}))
     for bound in arguments.max_step_ms:
