@@ -21,7 +21,7 @@ from pawl.gpu.dtypes import BFLOAT16, FLOAT32, floats_of, name_of, tensor_of
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import of_config
 from pawl.gpu.step_runner import AdapterRefused
-from pawl.gpu.weights.finite import is_finite
+from pawl.gpu.weights.finite import NOT_FINITE, is_finite
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
 from pawl.gpu.weights.safetensors import FolderError, read_tensors
 from pawl.gpu.weights.strangers import read_object
@@ -233,7 +233,7 @@ def _matrices(
             parts = {"A": floats_of(down), "B": floats_of(rows) * np.float32(scale)}
         for part, numbers in parts.items():
             if not is_finite(numbers):
-                raise AdapterRefused(f"{module}.lora_{part} holds a number that is not finite (NaN or an infinity)")
+                raise AdapterRefused(f"{module}.lora_{part} {NOT_FINITE}")
         yield name, LowRank(*map(tensor_of, parts.values()))
 
 

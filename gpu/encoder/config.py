@@ -130,6 +130,5 @@ def load_encoder_weights(
                 weights[name] = np.array(converted(tensor, FLOAT32 if "LayerNorm" in name else dtype_of(dtype)))
             report(len(weights) / len(expected))
     check_names(folder, expected, {name: weight.shape for name, weight in weights.items()})
-    for name, weight in weights.items():
-        check_finite(folder, name, weight)
+    check_finite(folder, weights)
     return weights

@@ -77,7 +77,7 @@ class Kept:
             self._found[name] = shape = weight.shape
             part = self._keep(name, weight) if self._expected.get(name) == shape else None
             if part is not None:
-                check_finite(self._path, name, part)
+                check_finite(self._path, {name: part})
                 self._weights[name] = part
 
     def complete(self) -> dict[str, NDArray[Any]]:

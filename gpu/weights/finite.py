@@ -7,6 +7,7 @@ All of a weight is looked at, at a start too: it is read once more than it is pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,22 @@ _HALVES = {BlockFormat.Q6_K: slice(208, 210)} | dict.fromkeys(
 """Where a block has its scales, in half precision; elsewhere it begins with one."""
 
 
+NOT_FINITE = "holds a number that is not finite (NaN or an infinity)"
+
+
 class NotFinite(Exception):
     """A weight holds NaN or an infinity."""
 
     def __init__(self, path: Path | str, name: str) -> None:
-        super().__init__(f"{path}: {name} holds a number that is not finite (NaN or an infinity)")
+        super().__init__(f"{path}: {name} {NOT_FINITE}")
 
 
-def check_finite(path: Path | str, name: str, weight: Weight) -> None:
-    """Raises NotFinite for the weight of this name, of the checkpoint at `path`, in the type that is computed with:
-    a number may be too large for that."""
-    if not is_finite(on_host(weight)):
-        raise NotFinite(path, name)
+def check_finite(path: Path | str, weights: Mapping[str, Weight]) -> None:
+    """Raises NotFinite for the first of these weights, of the checkpoint at `path`, that is not finite in the type that
+    is computed with: a number may be too large for that."""
+    for name, weight in weights.items():
+        if not is_finite(on_host(weight)):
+            raise NotFinite(path, name)
 
 
 def is_finite(weight: HostWeight) -> bool:

@@ -213,6 +213,5 @@ def load_gguf_blocks(file: GgufFile, config: ModelConfig, dtype: Dtype, report: 
         else:
             for part, data in separated(canonical, _in_order(file.blocks(name), row, config, name)):
                 weights[part] = Blocks(np.ascontiguousarray(data), kind)
-    for name, weight in weights.items():
-        check_finite(file.path, name, weight)
+    check_finite(file.path, weights)
     return weights

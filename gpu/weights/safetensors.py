@@ -227,8 +227,7 @@ def load_folder_blocks(
             dense += isinstance(stored, Scaled)
         report(min(1.0, len(weights) / len(expected)))
     check_names(folder, expected, {name: weight.shape for name, weight in weights.items()})
-    for name, weight in weights.items():
-        check_finite(folder, name, weight)
+    check_finite(folder, weights)
     if dense:
         log.info("quantised matrices are dequantised", number=dense, reason="no blocks hold their very numbers")
     return weights
@@ -286,8 +285,7 @@ def sent_weights(tensors: Mapping[str, Weight], config: ModelConfig, dtype: Dtyp
     NotFinite, or WeightMismatch for names or shapes that are not the model's."""
     parts = sent_parts(tensors, config)
     sent = {name: np.array(_converted(name, part, config, dtype)) for name, part in parts.items()}
-    for name, weight in sent.items():
-        check_finite(SENT, name, weight)
+    check_finite(SENT, sent)
     return sent
 
 
