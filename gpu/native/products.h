@@ -45,13 +45,14 @@ void Decoder<Element>::multiply_block(const Walk& walk, const ElementRows<Elemen
     // One tile of rows needs no panel that was made as a whole.
     const bool made = kMade<Element> && (tiles > 1 || !PAWL_TILES);
     for (int64_t item = begin; item < end; ++item) {
-        const Unit* panels[kPanels];
+        const QuantisedPanel* quantised[kPanels];
+        const Unit* panels[kPanels];   // null: it is quantised, and nothing is made of it
         for (int i = 0; i < kPanels; ++i) {
-            const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
-            panels[i] = quantised == nullptr ? weights.panel(item * kPanels + i) : nullptr;
-            if (!made || quantised == nullptr) continue;
+            quantised[i] = weights.quantised(item * kPanels + i);
+            panels[i] = quantised[i] == nullptr ? weights.panel(item * kPanels + i) : nullptr;
+            if (!made || quantised[i] == nullptr) continue;
             Unit* to = made_.row(walk.thread) + i * weights.depth * kPanel;
-            make_panel(*quantised, weights.inputs, to);
+            make_panel(*quantised[i], weights.inputs, to);
             panels[i] = to;
         }
         for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -59,12 +60,11 @@ void Decoder<Element>::multiply_block(const Walk& walk, const ElementRows<Elemen
             const int64_t row = first + tile_begin(count, most, tile);
             const int num = int(first + tile_begin(count, most, tile + 1) - row);
             for (int i = 0; i < kPanels; ++i) {
-                const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
                 if (panels[i] == nullptr) {
-                    multiply_quantised(from, rows, row, num, *quantised, weights.inputs, out[i]);
+                    multiply_quantised(from, rows, row, num, *quantised[i], weights.inputs, out[i]);
                 } else {
                     const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
-                    const Fetch fetch = quantised != nullptr ? Fetch{} : fetch_for(panels[i], next, weights.depth, tile, tiles);
+                    const Fetch fetch = quantised[i] != nullptr ? Fetch{} : fetch_for(panels[i], next, weights.depth, tile, tiles);
                     multiply_tile<Element>(num, from.row(row), from.stride, panels[i], weights.depth, out[i], nullptr, fetch);
                 }
                 if (beside != nullptr) expand(*beside, row, num, item * kPanels + i, out[i]);
