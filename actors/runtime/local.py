@@ -199,7 +199,7 @@ class LocalSystem:
         self._refuse_in_actor("stop")
         try:
             self.begin_stop(order, timeout_s)
-        except RuntimeError:  # from Python 3.12 on no thread is started any more while the interpreter ends
+        except RuntimeError:  # Python 3.12 starts no thread any more while the interpreter ends
             self._stop_all(tuple(order), timeout_s)
         self.wait()
         return self._not_stopped

@@ -16,7 +16,7 @@ from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.recency import PageOrder
-from pawl.memory.transaction import Ledger
+from pawl.memory.transaction import Ledger, Transaction
 from pawl.memory.violation import MemoryViolation
 from pawl.memory.window_pool import WindowPool
 
@@ -181,18 +181,24 @@ def test_window_pages_of_a_chunk_stay_cached_behind_the_row_until_somebody_needs
     memory.check_all()
 
 
+def begin_step(memory: Memory, last: int) -> tuple[int, Transaction]:
+    """A row goes on from the words 1, 2, 3, which are cached. Its slot, and the step that computes one more."""
+    transaction = memory.ledger.begin()
+    granted = memory.admit(transaction, tokens(1, 2, 3, last), "", True)
+    assert granted is not None
+    assert memory.extend_slot(transaction, granted.slot, 4 * PAGE) is not None
+    memory.ledger.prepare(transaction)
+    return granted.slot, transaction
+
+
 def test_two_rows_let_go_of_a_window_they_share_in_one_step() -> None:
     memory, windows = hybrid(num_window_pages=10)
     memory.release(serve(memory, 1, 2, 3))
     slots = []
     for last in (4, 5):
-        transaction = memory.ledger.begin()
-        granted = memory.admit(transaction, tokens(1, 2, 3, last), "", True)
-        assert granted is not None
-        assert memory.extend_slot(transaction, granted.slot, 4 * PAGE) is not None
-        memory.ledger.prepare(transaction)
+        slot, transaction = begin_step(memory, last)
         memory.ledger.commit(transaction)
-        slots.append(granted.slot)
+        slots.append(slot)
     shared = windows.partners.of[memory.page_table.pages[slots[0], 1:3]]
     assert windows.pool.refcount[shared].tolist() == [3, 3]
     memory.slide(as_array(*slots), as_array(PAGE, PAGE), as_array(3 * PAGE, 3 * PAGE))
@@ -231,18 +237,11 @@ def test_a_window_page_that_the_cache_has_is_not_taken_again_while_a_step_of_who
 def test_a_window_page_that_two_rows_shared_waits_for_the_step_of_the_one_though_the_other_let_go_of_it_later() -> None:
     memory, windows = hybrid(num_window_pages=10)
     memory.release(serve(memory, 1, 2, 3))
-    slots = []
-    for last in (4, 5):
-        transaction = memory.ledger.begin()
-        granted = memory.admit(transaction, tokens(1, 2, 3, last), "", True)
-        assert granted is not None
-        assert memory.extend_slot(transaction, granted.slot, 4 * PAGE) is not None
-        memory.ledger.prepare(transaction)
-        slots.append(granted.slot)
-        if last == 4:
-            memory.ledger.commit(transaction)
-    memory.release(slots[1])  # its step is in flight
-    memory.slide(as_array(slots[0]), as_array(PAGE), as_array(3 * PAGE))
+    stays, before = begin_step(memory, 4)
+    memory.ledger.commit(before)
+    leaves, transaction = begin_step(memory, 5)
+    memory.release(leaves)  # its step is in flight
+    memory.slide(as_array(stays), as_array(PAGE), as_array(3 * PAGE))
     free = windows.pool.free
     assert not windows.make_room(free + 2)
     assert (windows.pool.free, windows.pool.deferred) == (free, 3), (
