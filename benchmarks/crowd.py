@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.harness import aligned, number
 from benchmarks.host import Sink
 from pawl.build.assembly import load_parts
-from pawl.config import build_config
+from pawl.config import STREAMED_STEP_MS, build_config
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
@@ -230,7 +230,7 @@ def _arguments() -> argparse.Namespace:
         "--max-step-ms",
         type=float,
         nargs="*",
-        default=[build_config({}).max_step_ms],
+        default=[STREAMED_STEP_MS],
         metavar="MS",
         help="as of pawl serve",
     )

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.host import Sink
 from pawl.build.assembly import load_parts
-from pawl.config import build_config
+from pawl.config import STREAMED_STEP_MS, build_config
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=7900)
-    parser.add_argument("--max-step-ms", type=float, nargs="*", default=[float("inf"), build_config({}).max_step_ms])
+    parser.add_argument("--max-step-ms", type=float, nargs="*", default=[float("inf"), STREAMED_STEP_MS])
     arguments = parser.parse_args()
     parts = load_parts(build_config({"trace": False, "threads": 1, "kv_tokens": 32_768, "log_level": "error"}))
     for bound in arguments.max_step_ms:

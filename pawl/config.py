@@ -46,6 +46,10 @@ GROUPS = {
 }
 
 
+STREAMED_STEP_MS = 40.0
+"""`max_step_ms` of a server, whose clients see tokens come, where nothing is said."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be. `field` is its name in `ServerConfig` where one can be named."""
 
@@ -163,7 +167,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_running: Annotated[UpTo65536, _feature("scheduling", "max_running")] = 256
     max_queued: Annotated[UpTo1048576, _feature("scheduling", "max_queued")] = 1024
     prefill_chunk: Annotated[AtLeastOne | None, _feature("scheduling", "prefill_chunk")] = None
-    max_step_ms: Annotated[AboveZero, _feature("scheduling", "max_step_ms")] = 40.0
+    max_step_ms: Annotated[AboveZero | None, _feature("scheduling", "max_step_ms")] = None
     pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"
     mixed: Annotated[bool, _feature("scheduling", "mixed")] = True
     policy: Annotated[str, _feature("scheduling", "policy")] = "fcfs"
@@ -298,6 +302,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def all_settings() -> tuple[Setting, ...]:
     """Every setting of `ServerConfig`, in the order of its definition."""
     return settings_of(ServerConfig)
+
+
+def of_server(config: ServerConfig) -> ServerConfig:
+    """The configuration of a server, where what was not said is as its clients need it."""
+    step_ms = STREAMED_STEP_MS if config.max_step_ms is None else config.max_step_ms
+    return msgspec.structs.replace(config, max_step_ms=step_ms)
 
 
 def build_config(settings: Mapping[str, Any], file: Path | None = None) -> ServerConfig:

@@ -158,7 +158,7 @@ def make_loop_config(
         max_running=config.max_running,
         max_queued=config.max_queued,
         prefill_chunk=prefill_chunk,
-        max_step_s=config.max_step_ms / 1000,
+        max_step_s=None if config.max_step_ms is None else config.max_step_ms / 1000,
         window=window,
         num_window_pages=num_window_pages,
         # Overlap through several stages is a pipeline.

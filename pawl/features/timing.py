@@ -29,6 +29,6 @@ FEATURES: tuple[Feature, ...] = (
         ("bounded_gaps", "work_conserving", "one_decision_log", "schedule_equivalence", "bounded_progress"),
         settings=("max_step_ms",),
         help="milliseconds of a step with prompts beside requests that decode, or 3/4 more than these take, if longer; "
-        "up to 3 times more while others wait to begin",
+        "up to 3 times more while others wait to begin (a server: 40; otherwise no bound)",
     ),
 )

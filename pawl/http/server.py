@@ -29,6 +29,7 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.sampling import Limits
+from pawl.config import ServerConfig, of_server
 from pawl.gpu.heap import give_back_memory, resident_bytes
 from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app, guards
@@ -43,7 +44,6 @@ from pawl.parsers import reasoning as marks
 if TYPE_CHECKING:
     from pawl.build.parts import Parts
     from pawl.build.replica_process import ReplicaProcess
-    from pawl.config import ServerConfig
     from pawl.engine import Engine
     from pawl.gpu.step_runner import Abilities
 
@@ -187,7 +187,7 @@ class EngineServer:
 
     def __init__(self, config: ServerConfig, load: Callable[[Report], Parts] | None = None) -> None:
         """`load` makes the engine's parts and reports how far it is; otherwise the settings say what is loaded."""
-        self._config = config
+        self._config = config = of_server(config)
         self._load = load
         self._front = Front(guards(self._hosts(), _words(config.cors_origins)))
         self._server = Server(self._front, None)

@@ -16,7 +16,7 @@ import uvloop
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.ghost import GhostSource, load_ghost
 from pawl.build.parts import Parts, assemble
-from pawl.config import build_config
+from pawl.config import build_config, of_server
 from pawl.gpu.ghost.runner import Ghost
 from pawl.http.server import EngineServer, open_socket
 from pawl.lifecycle.audit import Verdict, audit
@@ -43,7 +43,7 @@ def audited_client(folder: Path, **settings: Any) -> Iterator[httpx.Client]:
     """A client of a ghost whose trace, in `folder`, passes the audit when the block ends."""
     settings |= {"model": "ghost", "trace_dir": str(folder)}
     with (
-        ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
+        ghost_server(load_ghost(of_server(build_config(settings))), **settings) as (host, port),
         httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE_S, verify=False) as client,
     ):
         yield client

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pawl.config import STREAMED_STEP_MS
 from tests.actors.vocabularies import byte_level
 from tests.gpu.tiny import save_tiny
 
@@ -49,6 +50,7 @@ def test_requests_of_every_kind_are_served_and_torch_is_never_imported(model: st
             info = httpx.get(f"{ready.split()[3].removesuffix('/v1/completions')}/server_info", timeout=60).json()
             weights = "stored" if model == "smollm2" else "bf16"
             assert [info[name] for name in ("weights", "dtype", "backend")] == [weights, "bfloat16", "native"]
+            assert info["max_step_ms"] == STREAMED_STEP_MS
             assert "auto" not in (info["grammar_backend"], info["cache_core"], info["hybrid_pools"])
         finally:
             server.terminate()

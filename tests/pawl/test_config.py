@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pawl.build.parts import check_settings, make_loop_config
-from pawl.config import GROUPS, ConfigError, ServerConfig, all_settings, build_config
+from pawl.config import GROUPS, STREAMED_STEP_MS, ConfigError, ServerConfig, all_settings, build_config, of_server
 from pawl.flags import add_flags, config_from
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -212,6 +212,19 @@ def test_choices_are_those_of_the_rooms_that_take_them() -> None:
     assert set(choices["cache"] or ()) == set(CACHES)
     assert set(choices["eviction"] or ()) == set(EVICTION_POLICIES)
     assert choices["cache_core"] == CORES
+
+
+@pytest.mark.parametrize(
+    ("said", "alone", "served"), [({}, None, STREAMED_STEP_MS / 1000), ({"max_step_ms": 7}, 0.007, 0.007)]
+)
+def test_where_nothing_is_said_only_a_servers_steps_are_bounded(
+    said: dict[str, Any], alone: float | None, served: float
+) -> None:
+    def bound(config: ServerConfig) -> float | None:
+        return make_loop_config(config, num_pages=64, max_position=512, prefill_chunk=128, weights="").max_step_s
+
+    config = build_config(said)
+    assert (bound(config), bound(of_server(config))) == (alone, served)
 
 
 def test_what_is_shown_hides_keys() -> None:
