@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.runtime.mailbox import BURST, HOLD_CEILING, Edge, Mailbox, Outcome
-from pawl.actors.runtime.processes.mailboxes import Outbox
+from pawl.actors.runtime.processes.mailboxes import Flow, Inbound, LinkedMailbox, Outbox
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance_base import Journal, Scribe
@@ -259,3 +261,91 @@ def test_what_waits_for_an_actor_elsewhere_goes_in_the_order_in_which_it_would_b
                 there.credit(num_taken)
     assert len(order) > 150
     assert order != sorted(order)
+
+
+class Walk:
+    """Random life of three mailboxes that are written to from each other: what each call gives back, and what shows."""
+
+    def __init__(self, make: Callable[[int, Overflow], Mailbox], seed: int) -> None:
+        self.told, self._random = list[object](), random.Random(f"mailboxes {seed}")
+        overflows = (Overflow.HOLD, Overflow.HOLD, Overflow.REJECT)
+        self._boxes = [make(self._random.choice((1, 2, 5)), overflow) for overflow in overflows]
+        self._waiting, self._holds = [False] * 3, list[Mailbox]()
+        self._edges: dict[tuple[int, int, Lane], Edge] = {}
+        for at, box in enumerate(self._boxes):
+            box.wake = lambda at=at: self._woken(at)  # type: ignore[misc]
+        self._flow = Flow("receiver", 5, lambda flow: self.told.append((flow.total(), flow.told)))
+        for _ in range(400):
+            at = self._random.randrange(3)
+            acts = (self._reads,) * (not self._waiting[at]) * 8 + (self._writes,) * 8 + (self._others,)
+            self.told.append(self._random.choice(acts)(self._boxes[at], at))
+            self.told += [
+                (box.depths(), [*box.taken], box.rejected, box.most_data, box.waits, self._waiting[at])
+                for at, box in enumerate(self._boxes)
+            ]
+
+    def _woken(self, at: int) -> None:
+        assert self._waiting[at], "it did not wait"
+        self._waiting[at] = False
+
+    def _writes(self, box: Mailbox, at: int) -> object:
+        lane, sender = self._random.choice((Lane.DATA, Lane.DATA, *Lane)), self._random.randrange(4)
+        key = (at, sender, lane)
+        if key not in self._edges:
+            behind = [*self._boxes, None][sender]
+            inbound = sender == 3 and isinstance(box, LinkedMailbox)
+            self._edges[key] = Inbound("else", lane, self._flow) if inbound else Edge(str(sender), lane, behind)
+        edge, number = self._edges[key], len(self.told)
+        if self._random.random() < 0.1:
+            return box.put_fenced(number, edge)
+        outcome = box.put(number, edge)
+        if outcome is Outcome.HELD and edge.sender_mailbox is not None:
+            # Whom it holds back may be let go before he hears of it.
+            self._holds.append(edge.sender_mailbox)
+        return outcome
+
+    def _reads(self, box: Mailbox, at: int) -> object:
+        entry = box.next() if isinstance(box, Outbox) else box.take()
+        if entry is not None:
+            return entry[0], entry[1].lane, entry[2]
+        if isinstance(box, LinkedMailbox | Outbox) or self._random.random() < 0.7 or not box.postpone():
+            self._waiting[at] = box.park()
+            return self._waiting[at]
+        return "postponed"
+
+    def _others(self, box: Mailbox, at: int) -> object:
+        match self._random.randrange(7):
+            case 0 if self._waiting[at]:
+                self._waiting[at] = False
+                return box.unpark()
+            case 1:
+                box.nudge()
+            case 2 if self._random.random() < 0.3:
+                return box.close_if_empty()
+            case 3 if self._random.random() < 0.1:
+                left = box.close_sent() if isinstance(box, Outbox) else box.close()
+                return [entry[0] for entry in left]
+            case 4 | 5 if isinstance(box, Outbox):
+                try:
+                    return box.credit(box.taken[Lane.DATA] + self._random.randrange(-1, 3))
+                except ValueError as error:
+                    return str(error)
+            case _:
+                for held in self._holds:
+                    held.hold()
+                self._holds.clear()
+        return None
+
+
+@pytest.mark.parametrize(
+    ("make", "digest"),
+    [
+        (Mailbox, "94b81679"),
+        (LinkedMailbox, "d896eb15"),
+        (lambda capacity, overflow: Outbox(capacity, overflow, lambda: None), "569dad0d"),
+    ],
+    ids=["mailbox", "linked", "outbox"],
+)
+def test_what_mailboxes_do_in_known_lives_stays_as_it_is(make: Callable[[int, Overflow], Mailbox], digest: str) -> None:
+    lives = "\n".join(repr(Walk(make, seed).told) for seed in range(30))
+    assert hashlib.blake2b(lives.encode(), digest_size=4).hexdigest() == digest
