@@ -23,6 +23,7 @@ class AdapterClient:
         """Have a slot emptied."""
         self._actor.context.send(self._names.stager, EmptyAdapterSlot(slot))
 
-    def named(self, adapters: tuple[Named, ...]) -> None:
-        """Tell which adapters requests may name."""
-        self._actor.context.send(self._names.gateway, AdaptersNamed(adapters, self._names.replica), Lane.CONTROL)
+    def named(self, adapters: tuple[Named, ...], resting: tuple[Named, ...]) -> None:
+        """Tell which adapters requests may name; those that rest are not listed."""
+        message = AdaptersNamed(adapters, self._names.replica, resting)
+        self._actor.context.send(self._names.gateway, message, Lane.CONTROL)

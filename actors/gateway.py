@@ -87,7 +87,8 @@ class Gateway(Actor):
         self.adapters: dict[str, Named] = {}
         """Those that requests may name."""
         self.unloaded: dict[str, Named] = {}
-        """The last that bore a name which no adapter has any more, the one that lost it last at the end."""
+        """The last that bore a name which none that is listed has, the one that lost it last at the end."""
+        self.resting = frozenset[str]()  # names of those of them that requests may name all the same
         self._loads_again: list[int] = []
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0
@@ -218,8 +219,9 @@ class Gateway(Actor):
                 self.pace = message
             case WeightsServed():
                 self.weights = None if message == AS_STARTED else message
-            case AdaptersNamed(adapters):
-                self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
+            case AdaptersNamed(adapters, resting=resting):
+                self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters, resting)
+                self.resting = frozenset(each.name for each in resting)
             case MemoryReleased(tags):
                 self.released = tags
             case NoneLeft(name, reason):

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from pawl.actors.adapter_names import not_now
 from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.control import Ask, row_of
 from pawl.actors.gathering import Gathering
 from pawl.actors.messages.control import Reply
 from pawl.actors.present import JOINED, OF_WEIGHTS, Present, lasts
-from pawl.actors.routed import NOBODY, Replica
+from pawl.actors.routed import NOBODY, Replica, named_by_all
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
 from pawl.loops.orders.memory import ReleaseMemory
@@ -65,6 +66,11 @@ class ReplicaAsks:
         if isinstance(ask.message, CloseSession) and (why_ended := self.why_ended(ask.message.session)):
             del self.sessions[ask.message.session]
             self._answer(ask, {NOBODY: Reply(0, False, why_ended)})
+            return
+        listed = named_by_all(self._replicas).adapters
+        if why_later := not_now(ask.message, self._lasting.values(), listed):
+            facts = {"loaded_adapters": {adapter.name: adapter.source for adapter in listed}}
+            self._answer(ask, {NOBODY: Reply(0, False, why_later, facts)})
             return
         session = row_of(ask.message).session_of
         numbers = sorted(self._replicas) if session is None else self._owners(session(ask.message))

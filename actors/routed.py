@@ -169,6 +169,7 @@ class Replica:
         """Number of the order to leave: it takes no requests. 0: it stays."""
         self.pace = Stalled(0.0, replica=names.replica)
         self.adapters: tuple[Named, ...] = ()
+        self.resting: tuple[Named, ...] = ()
         self.released = MemoryReleased((), names.replica)
         self.served: WeightsServed | None = None
         """What it told last of its weights; None: it serves what it was started with."""
@@ -193,8 +194,8 @@ class Replica:
         match message:
             case Stalled():
                 self.pace = message
-            case AdaptersNamed(adapters):
-                self.adapters = adapters
+            case AdaptersNamed(adapters, resting=resting):
+                self.adapters, self.resting = adapters, resting
             case WeightsServed():
                 self.served = message
             case MemoryReleased():
@@ -252,9 +253,12 @@ def slowest(replicas: Mapping[int, Replica]) -> Stalled:
 
 
 def named_by_all(replicas: Mapping[int, Replica]) -> AdaptersNamed:
-    """Adapters that every one of these has, in the order of loading."""
-    first, *others = [each.adapters for each in replicas.values()] or [()]
-    return AdaptersNamed(tuple(each for each in first if all(each in own for own in others)))
+    """Adapters that every one of these has, in the order of loading; what rests in some of them is not listed."""
+    listed = set.intersection(*[set(each.adapters) for each in replicas.values()] or [set()])
+    had = set.intersection(*[{*each.adapters, *each.resting} for each in replicas.values()] or [set()])
+    in_order = sorted(had, key=lambda adapter: adapter.number)
+    listed_ones = tuple(each for each in in_order if each in listed)
+    return AdaptersNamed(listed_ones, resting=tuple(each for each in in_order if each not in listed))
 
 
 def released_by_any(replicas: Mapping[int, Replica]) -> MemoryReleased:

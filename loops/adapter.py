@@ -9,6 +9,16 @@ import msgspec
 from pawl.lifecycle.machines.adapter import ADAPTER, AdapterPhase
 
 
+def already_loaded(name: str) -> str:
+    """Why it is not loaded once more."""
+    return f"adapter {name!r} is already loaded; unload it first"
+
+
+def still_loading(name: str) -> str:
+    """Why it is not unloaded yet."""
+    return f"adapter {name!r} is still being loaded"
+
+
 class Adapter(msgspec.Struct, eq=False):
     """One incarnation."""
 
@@ -51,5 +61,5 @@ class AdapterEffects(Protocol):
     def empty(self, slot: int) -> None:
         """Nothing is in this slot any more."""
 
-    def named(self, adapters: tuple[Named, ...]) -> None:
-        """Requests may name these from now on."""
+    def named(self, adapters: tuple[Named, ...], resting: tuple[Named, ...]) -> None:
+        """Requests may name these from now on; those that rest are not listed."""

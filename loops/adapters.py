@@ -24,7 +24,7 @@ from pawl.lifecycle.machines.adapter import ADAPTER, KEEPS_SLOT, MAY_BE_NAMED, A
 from pawl.lifecycle.namespaces import adapter_of, adapter_part
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.adapter import Adapter, AdapterEffects, Named
+from pawl.loops.adapter import Adapter, AdapterEffects, Named, already_loaded, still_loading
 from pawl.loops.companion import Companion
 from pawl.loops.queues import Queues
 
@@ -66,9 +66,9 @@ class Adapters(Companion):
         phases = AdapterPhase.LOADING, AdapterPhase.READY, AdapterPhase.RESTING
         return next((a for a in self._with(*phases) if a.name == name), None)
 
-    def named(self) -> tuple[Named, ...]:
-        """Those that requests may name."""
-        return tuple(Named(a.name, a.number, a.source, a.pinned) for a in self._with(AdapterPhase.READY))
+    def named(self, phase: AdapterPhase = AdapterPhase.READY) -> tuple[Named, ...]:
+        """Those that are listed, or those that rest."""
+        return tuple(Named(a.name, a.number, a.source, a.pinned) for a in self._with(phase))
 
     def part(self, number: int) -> str:
         """What the namespace of a request with this adapter says."""
@@ -95,7 +95,6 @@ class Adapters(Companion):
             self._move(adapter, AdapterEvent.RECALLED, now)
             self._use(adapter)
             self._make_room(now)
-            self._effects.named(self.named())
 
     def listed(self) -> str:
         """The names that requests may use, for people."""
@@ -113,21 +112,23 @@ class Adapters(Companion):
 
     def load(self, name: str, source: str, pinned: bool, asker: int, now: float, number: int | None = None) -> str:
         """Somebody wants an adapter. Why not; empty when it is on its way. Where as many as may be are loaded, the one
-        used the longest time ago makes way for it, once it has been read. `number`: its own, above all before it;
-        None: the next one."""
-        before = self.of_name(name)
-        if before is not None and before.phase is not AdapterPhase.RESTING:
-            return f"adapter {name!r} is already loaded; unload it first"
-        if pinned and sum(a.pinned for a in self.by_number.values()) + 1 >= self.num_slots:
+        used the longest time ago makes way for it, once it has been read. `number`: its own, above all before it; one
+        of its name that is ready goes, as not all replicas have that. None: the next one."""
+        before, may_go = self.of_name(name), (AdapterPhase.RESTING,) if number is None else MAY_BE_NAMED
+        if before is not None and before.phase not in may_go:
+            return already_loaded(name)
+        others = [each for each in self.by_number.values() if each is not before]
+        if pinned and sum(a.pinned for a in others) + 1 >= self.num_slots:
             return (
                 f"to pin {name!r} would mean starvation for adapters that are not pinned: "
                 f"of {self.num_slots} slots at least one must stay free for them"
             )
-        staying = self._with(AdapterPhase.LOADING, AdapterPhase.READY)
-        if sum(a.pinned or a.phase is AdapterPhase.LOADING for a in staying) >= self.most:
+        staying = [each for each in others if each.phase in (AdapterPhase.LOADING, AdapterPhase.READY)]
+        if sum(each.pinned or each.phase is AdapterPhase.LOADING for each in staying) >= self.most:
             return f"{self.most} adapters are loaded, and none of them may go; unload one first"
         if before is not None:
             self._move(before, AdapterEvent.UNLOAD, now)
+            self._make_room(now)
         self._newest = self._newest + 1 if number is None else number
         self.by_number[self._newest] = Adapter(self._newest, name, source, pinned, asker=asker)
         return ""
@@ -138,14 +139,14 @@ class Adapters(Companion):
         if adapter is None:
             return f"adapter {name!r} is not loaded; loaded: {self.listed()}"
         if adapter.phase is AdapterPhase.LOADING:
-            return f"adapter {name!r} is still being loaded"
+            return still_loading(name)
         self._move(adapter, AdapterEvent.UNLOAD, now)
         adapter.asker = asker
-        self._effects.named(self.named())
+        self._make_room(now)
         return ""
 
     def _make_room(self, now: float) -> None:
-        """No more are ready than may be loaded, and no more rest than are remembered."""
+        """No more are ready than may be loaded, and no more rest than are remembered. Who they are is told."""
         ready = list(self._with(AdapterPhase.READY))
         idle = sorted((a for a in ready if not a.pinned), key=lambda adapter: adapter.used)
         for adapter in idle[: max(len(ready) - self.most, 0)]:
@@ -153,6 +154,7 @@ class Adapters(Companion):
         resting = sorted(self._with(AdapterPhase.RESTING), key=lambda adapter: adapter.used)
         for adapter in resting[: max(len(resting) - MOST_RESTING, 0)]:
             self._move(adapter, AdapterEvent.UNLOAD, now)
+        self._effects.named(self.named(), self.named(AdapterPhase.RESTING))
 
     def loaded(self, ticket: int, fingerprint: str, now: float) -> None:
         """It is in its slot."""
@@ -169,7 +171,6 @@ class Adapters(Companion):
         adapter.ticket = 0
         if first:
             self._make_room(now)
-            self._effects.named(self.named())
             self._tell(adapter, True, "")
 
     def refused(self, ticket: int, message: str, now: float) -> None:
@@ -197,7 +198,6 @@ class Adapters(Companion):
             else:
                 adapter.ticket = 0
         self._make_room(now)
-        self._effects.named(self.named())
         for adapter in self._with(AdapterPhase.READY):
             self._tell(adapter, True, "")
 

@@ -34,4 +34,6 @@ class AdaptersNamed(msgspec.Struct, frozen=True, tag=True):
     """scheduler -> gateway: requests may name these from now on, and no others."""
 
     adapters: tuple[Named, ...]
+    """Those that are listed."""
     replica: int = 0
+    resting: tuple[Named, ...] = ()

@@ -52,7 +52,7 @@ _MOVES: tuple[AdapterMove, ...] = (
     *((phase, _e.EVICTED, phase, "nobody is computed with it, and another needs its slot") for phase in _SERVED),
     (_p.READY, _e.MADE_WAY, _p.RESTING, "more are ready than may be, and it was used the longest time ago"),
     (_p.RESTING, _e.RECALLED, _p.READY, "a request names it, which came before its client knew, or cares for no list"),
-    (_p.READY, _e.UNLOAD, _p.DRAINING, "somebody unloads it"),
+    (_p.READY, _e.UNLOAD, _p.DRAINING, "somebody unloads it, or loads its name where not all replicas list it"),
     (_p.RESTING, _e.UNLOAD, _p.DRAINING, "so, or its name is loaded anew, or too many rest"),
     (_p.DRAINING, _e.UNUSED, _p.GONE, "the last request that named it has ended"),
 )

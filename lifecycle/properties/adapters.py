@@ -40,7 +40,7 @@ class AdapterReferences(Property):
     who is computed with it keeps it there. One that is unloaded goes when the last request that named it has ended. No
     two incarnations have one number, and each has one content. One that is pinned makes way for no other. No more are
     ready than may be, and of those that nobody needs the one used the longest time ago makes way. One that is ready is
-    unloaded only where somebody asks for that."""
+    unloaded only where somebody asks for that, or has one of its name loaded that not all replicas have."""
 
     name: ClassVar[str] = "adapter_references"
 
@@ -85,6 +85,8 @@ class AdapterReferences(Property):
                 # Which of several orders was refused is not recorded.
                 pinned = rest.get("pinned") is True
                 self._asked[name] = pinned if self._asked.get(name, pinned) is pinned else None
+                if record.kind == "load_numbered_adapter":  # instead of one that not all replicas have
+                    self._let_go.add(name)
             case Delivered(kind="unload_adapter", fields={"lora_name": str(name)}):
                 self._let_go.add(name)
         return ()

@@ -43,7 +43,7 @@ def split_model(context: ServerContext, model: str | None) -> str | None:
     info = context.info
     if model is None or info.knows(model):
         return ""
-    if model in context.gateway.adapters:
+    if model in context.gateway.adapters or model in context.gateway.resting:
         return model
     base, colon, adapter = model.partition(":")
     return adapter.strip() if colon and info.knows(base.strip()) else None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pawl.actors.control import row_of
+from pawl.lifecycle.machines.adapter import MAY_BE_NAMED, AdapterPhase
 from pawl.lifecycle.machines.serving import Serving
 from pawl.testing.expectations import PropertyFailed
 
@@ -79,12 +80,15 @@ def _believed(run: Cluster, there: list[SimulatedReplica]) -> Iterator[tuple[str
         (told.version, told.fingerprint),
         [(each.version, each.fingerprint) for each in served],
     )
-    named = [_named(replica) for replica in there]
-    common = {name: each for name, each in named[0].items() if all(each == own.get(name) for own in named)}
-    yield "adapter_references", "what requests may name", desk.adapters, (common,)
+    (listed, had) = (_of_all(there, *phases) for phases in ((AdapterPhase.READY,), MAY_BE_NAMED))
+    yield "adapter_references", "what requests may name", set(desk.adapters.values()), (listed,)
+    rest = {each for each in desk.unloaded.values() if each.name in desk.resting}
+    yield "adapter_references", "what requests may name though it rests", rest, (had - listed,)
     yield "released_is_still", "memory that is released", frozenset(desk.released), (loop.released,)
 
 
-def _named(replica: SimulatedReplica) -> dict[str, Named]:
-    adapters = replica.scheduler.intake.adapters
-    return {} if adapters is None else {each.name: each for each in adapters.named()}
+def _of_all(replicas: list[SimulatedReplica], *phases: AdapterPhase) -> set[Named]:
+    """Adapters that are so in all of these."""
+    keepers = [replica.scheduler.intake.adapters for replica in replicas]
+    sets = [{each for phase in phases for each in keeper.named(phase)} for keeper in keepers if keeper is not None]
+    return set.intersection(*sets) if sets else set()

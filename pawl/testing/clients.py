@@ -211,14 +211,13 @@ class FrontDesk(Gateway):
 
     def has_loaded(self, name: str) -> bool:
         """Whether this adapter was loaded, and nobody may have unloaded any, nor loaded another of its name. Where so
-        many are loaded that some must make way, it may never be one that all of several replicas list, and a replica
-        that comes later knows none that rest."""
+        many are loaded that some must make way, a replica that comes later knows none that rest."""
         orders, shape = [control.body for control in self._workload.controls], self._workload.shape
         loads = [index for index, order in enumerate(orders) if isinstance(order, LoadAdapter)]
         if any(isinstance(order, UnloadAdapter) for order in orders):
             return False
         mine = [self.answers[index] for index in loads if orders[index].name == name]
-        if len(loads) > shape.max_loaded_loras and (len(mine) > 1 or shape.routed):
+        if len(loads) > shape.max_loaded_loras and (len(mine) > 1 or shape.max_replicas > 1):
             return False
         return any(answer.ok for answers in mine for answer in answers)
 

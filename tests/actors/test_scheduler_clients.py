@@ -48,14 +48,14 @@ def client(kind: Any, *arguments: Any) -> tuple[Any, ManualContext]:
 
 def test_adapters_are_read_and_emptied_in_their_order_and_their_names_told_at_once() -> None:
     made, context = client(AdapterClient)
-    named = (Named("x", 1, "ghost:a", pinned=True),)
+    named, resting = (Named("x", 1, "ghost:a", pinned=True),), (Named("y", 2, "ghost:b", pinned=False),)
     made.read(4, 2, "ghost:a")
     made.empty(2)
-    made.named(named)
+    made.named(named, resting)
     assert context.take_sent() == [
         (N.stager, ReadAdapter(4, 2, "ghost:a"), DATA),
         (N.stager, EmptyAdapterSlot(2), DATA),
-        (N.gateway, AdaptersNamed(named, 3), CONTROL),
+        (N.gateway, AdaptersNamed(named, 3, resting), CONTROL),
     ]
 
 

@@ -82,6 +82,7 @@ class Driver:
         self.readings: list[tuple[int, int, str]] = []
         """Of adapters that are to be read: ticket, slot, source."""
         self.adapters: dict[str, int] = {}
+        self.resting: list[str] = []
         """That requests may name."""
         self.served: Served | None = None
         """What the gateway was told last."""
@@ -157,8 +158,9 @@ class Driver:
     def empty(self, slot: int) -> None:
         self.ghost.unload_adapter(slot)
 
-    def named(self, adapters: tuple[Named, ...]) -> None:
+    def named(self, adapters: tuple[Named, ...], resting: tuple[Named, ...]) -> None:
         self.adapters = {adapter.name: adapter.number for adapter in adapters}
+        self.resting = [adapter.name for adapter in resting]
 
     def join_group(self, number: int, place: Place) -> None:
         """A test tells what has become of it."""

@@ -9,7 +9,7 @@ from pawl.actors.known_replicas import KnownReplicas
 from pawl.actors.placement import PrefixAffinity, RoundRobin
 from pawl.actors.present import Held, Present
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import Routed
+from pawl.actors.routed import Routed, named_by_all
 from pawl.actors.router import Router
 from pawl.actors.scaling import scaled
 from pawl.actors.scheduler import Scheduler
@@ -176,6 +176,13 @@ REPLICAS = (
         "quiescent_flush",
         "Of a pause and the order to go on that the one counts that was answered last: who joins is paused.",
         Edit(ReplicaAsks._carried_out, "done = number > self._last_serving", "pass"),
+    ),
+    _mutant(
+        "adapter_that_rests_in_one_replica_is_unknown",
+        "fault_isolation",
+        "An adapter that one replica has let make way before another one has read it is told to be loaded, and nobody "
+        "may name it.",
+        Edit(named_by_all, "each not in listed", "False"),
     ),
     _mutant(
         "adapters_of_who_is_left_are_not_told",
