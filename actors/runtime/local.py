@@ -52,7 +52,6 @@ class LocalSystem:
         self._on_failure = on_failure
         self._cells: dict[str, Receiver] = {}
         self._drivers: dict[str, Driver] = {}
-        self._loops: dict[str, asyncio.AbstractEventLoop] = {}
         self._watchers: dict[str, list[str]] = {}
         self._edges: dict[tuple[str, Lane], Edge] = {}
         self._started = False
@@ -81,14 +80,16 @@ class LocalSystem:
             driver = self._make_driver(cell, loop)
             self._cells[name] = cell
             self._drivers[name] = driver
-            if loop is not None:
-                self._loops[name] = loop
+            self._tell_of(cell)
             started = self._started
         if started:
             driver.start()
 
     def _make_cell(self, actor: Actor, name: str, capacity: int, overflow: Overflow) -> Cell:
         return Cell(self, actor, name, Mailbox(capacity, overflow), self._seed)
+
+    def _tell_of(self, cell: Cell) -> None:
+        """Whoever else must know of an actor is told, before it runs."""
 
     def _make_driver(self, cell: Cell, loop: asyncio.AbstractEventLoop | None) -> Driver:
         return ThreadDriver(cell, cell.name) if loop is None else LoopDriver(cell, loop)

@@ -117,7 +117,6 @@ class StreamWire(SocketWire):
         listener.close()
         self._waits = False
         self._remove()
-        self._thread.wake()
 
     def _end(self, link: Link, reason: str) -> None:
         self._ended = True

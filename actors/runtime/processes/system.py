@@ -11,7 +11,6 @@ other process says Hello. To whoever sends, watches or stops, both are the same.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,24 +82,15 @@ class ProcessSystem(LocalSystem):
     def _card(name: str, cell: Cell) -> Card:
         return Card(name, cell.mailbox.capacity, int(cell.mailbox.overflow), cell.accepts(Down))
 
-    def spawn(
-        self,
-        actor: Actor,
-        name: str,
-        *,
-        capacity: int = 1024,
-        overflow: Overflow = Overflow.REJECT,
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self._codecs[name] = self.process.make_codec(actor.accepts)
-        super().spawn(actor, name, capacity=capacity, overflow=overflow, loop=loop)
-        cell = self._cells[name]
-        assert isinstance(cell, Cell)
-        for link in list(self.links.values()):
-            link.say(Spawned(self._card(name, cell)))
-
     def _make_cell(self, actor: Actor, name: str, capacity: int, overflow: Overflow) -> Cell:
-        return Cell(self, actor, name, LinkedMailbox(capacity, overflow), self._seed)
+        cell = Cell(self, actor, name, LinkedMailbox(capacity, overflow), self._seed)
+        self._codecs[name] = self.process.make_codec(actor.accepts)
+        return cell
+
+    def _tell_of(self, cell: Cell) -> None:
+        # What it sends is not heard where nobody knows it, and a number that is left out is the loss of this process.
+        for link in self.links.values():
+            link.say(Spawned(self._card(cell.name, cell)))
 
     def watch(self, watcher: str, watched: str) -> None:
         super().watch(watcher, watched)
