@@ -131,7 +131,7 @@ class StreamWire(SocketWire):
             self.closed = True
             if self._waits:
                 self._remove()
-            elif self._unsent and self._linger_s:
+            elif self._unsent:
                 self._socket.settimeout(self._linger_s)
                 with suppress(OSError):
                     self._socket.sendall(b"".join(self._unsent))
