@@ -24,7 +24,7 @@ from unittest.mock import patch
 from pawl.actors.runtime import drivers
 from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.runtime.cell import Cell
-from pawl.actors.runtime.drivers import ThreadDriver, visitor
+from pawl.actors.runtime.drivers import SLICE_S, ThreadDriver, visitor
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.runtime.mailbox import Mailbox
 from pawl.actors.runtime.receiver import Phase
@@ -73,6 +73,8 @@ class Brittle(Persistent):
 
     def started(self) -> None:
         super().started()
+        if self._random.random() < 0.7:
+            self.timers.append(self.context.after(self._random.choice((0.0, 0.4)), Say(5, "begun")))
         self._fails(0.03)
 
     def receive(self, message: Any) -> None:
@@ -233,7 +235,7 @@ class OnLoop(Life):
             self._actors[at].timers.append(timer)
 
     def _ticks(self) -> None:
-        self._tick_s = self._random.choice((0.0, 0.0001, 0.001, 0.0021))
+        self._tick_s = self._random.choice((0.0, 0.0001, 0.001, SLICE_S, 0.0021))
 
     def _closes(self) -> None:
         self._closed = True
