@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pawl.gpu.grammars import child
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, NotCompiled, Words
 from pawl.gpu.grammars.cache import AGAIN_S, Grammars
 from pawl.gpu.grammars.compiling import TriedOut
-from pawl.gpu.grammars.llguidance import LLGuidance
+from pawl.gpu.grammars.llguidance import LLCompiled, LLGuidance
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.select import choose_backend
-from pawl.gpu.grammars.xgrammar import XGrammar
+from pawl.gpu.grammars.xgrammar import XCompiled, XGrammar
 from pawl.http.tool_fields import Tool, ToolFunction
 from pawl.http.tool_grammar import MOST_CALLS, forced_calls
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
@@ -218,3 +220,84 @@ def test_a_vocabulary_is_told_from_another_by_its_fingerprint() -> None:
     words = ghost_words()
     other = Words([*words.entries[:-1], b"x"], words.end_ids)
     assert words.fingerprint() == Words(tuple(words.entries), words.end_ids).fingerprint() != other.fingerprint()
+
+
+FAR = {"type": "string", "maxLength": 1000}
+COUNTED = {
+    "long": FAR,
+    "at least": {"type": "string", "minLength": 129},
+    "two": {
+        "type": "object",
+        "properties": {"a": FAR, "b": {"type": "string", "maxLength": 4000}},
+        "required": ["a"],
+    },
+    "deep": {"type": "array", "items": {"anyOf": [{"type": "null"}, FAR]}},
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_long_strings_are_counted_by_the_library_whose_masks_do_not_try_all_tokens(name: str) -> None:
+    schema, words = COUNTED[name], ghost_words()
+    call = {"type": "tag", "begin": "<f>", "content": {"type": "json_schema", "json_schema": schema}, "end": "</f>"}
+    tag = {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<f"], "tags": [call]}}
+    backend = choose_backend("xgrammar")[1](words)
+    for grammar in (
+        Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)),
+        Grammar(GrammarKind.STRUCTURAL_TAG, json.dumps(tag)),
+    ):
+        assert isinstance(backend.compile(grammar), LLCompiled)
+
+
+def test_what_that_library_refuses_and_what_is_short_stays() -> None:
+    words = ghost_words()
+    backend = choose_backend("xgrammar")[1](words)
+    names = {"type": "object", "additionalProperties": FAR, "propertyNames": {"pattern": "^a+$"}}
+    for schema in (names, {"type": "string", "maxLength": 128}, {"properties": {"maxLength": {"type": "string"}}}):
+        compiled = backend.compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
+        assert isinstance(compiled, XCompiled), schema
+    with pytest.raises(GrammarRefused, match="not valid"):
+        backend.compile(Grammar(GrammarKind.JSON_SCHEMA, '{"maxLength": 1000'))
+
+
+def test_the_length_is_kept_by_either() -> None:
+    words = ghost_words()
+    for name in ("xgrammar", "llguidance"):
+        compiled = choose_backend(name)[1](words).compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(FAR)))
+        assert accepts(compiled, words, list(b'"' + b"a" * 1000 + b'"'))
+        assert not accepts(compiled, words, list(b'"' + b"a" * 1001 + b'"'))
+
+
+class Slowing:
+    """A matcher whose masks take long from the one of a place on."""
+
+    def __init__(self, slow_from: int, clock: list[float], place: int = 0) -> None:
+        self._slow_from, self._clock, self._place = slow_from, clock, place
+        self.terminated = False
+
+    def fill(self, bits: Any) -> None:
+        bits[:] = 0
+        bits[0] = 0b110
+        self._clock[0] += 2 * child.MASK_SECONDS if self._place >= self._slow_from else 0.0
+
+    def accept(self, token: int) -> bool:
+        assert token in (1, 2)
+        self._place += 1
+        return True
+
+    def fork(self) -> Slowing:
+        return Slowing(self._slow_from, self._clock, self._place)
+
+    def matcher(self) -> Slowing:
+        return self.fork()
+
+
+@pytest.mark.parametrize("slow_from", range(child.LOOKED_AT + 1))
+def test_a_mask_that_takes_long_is_found_though_the_first_does_not(
+    slow_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(child, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    compiled: Any = Slowing(slow_from, clock)
+    library: Any = SimpleNamespace(compile=lambda grammar: compiled)
+    refusal = child._tried(library, ghost_words(), SOUND).refusal
+    assert ("too complex" in refusal) == (slow_from < child.LOOKED_AT)
