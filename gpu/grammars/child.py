@@ -8,9 +8,12 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import resource
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -30,6 +33,8 @@ LOOKED_AT = 6
 TRIES = 3
 WALKS = (0.0, 0.5)
 """Which of the tokens that may come next comes, as a share of them in the order of their numbers."""
+
+_WARNING = re.compile(rb"\.cc:\d+: Warning: ([^\n]*)")
 
 STACK = 1 << 20
 """Bytes, for compiling: threads of the parent, where it is done again, have more."""
@@ -54,18 +59,24 @@ def _serve() -> None:
     words = setup.words
     library: Library = importlib.import_module(setup.module).Library(words)
     _bound_memory()
+    errors = Errors()
     write_frame(target, b"ready")
     while (message := read_frame(source)) is not None:
         # Beyond it the system ends this process.
         used = math.ceil(time.process_time())
         resource.setrlimit(resource.RLIMIT_CPU, (used + setup.seconds, resource.RLIM_INFINITY))
-        told = _tried(library, words, msgspec.msgpack.decode(message, type=Grammar))
+        errors.warned()  # of what was refused before
+        told = _tried(library, words, msgspec.msgpack.decode(message, type=Grammar), errors.warned)
         write_frame(target, msgspec.msgpack.encode(told))
 
 
-def _tried(library: Library, words: Words, grammar: Grammar) -> Told:
+def _tried(library: Library, words: Words, grammar: Grammar, warned: Callable[[], str]) -> Told:
+    second = False
     try:
         compiled = library.compile(grammar)
+        if warning := warned():
+            # It goes on, and does not keep what it ignores; in the parent it would say so in the log, grammar and all.
+            compiled, second = _by_the_other(library, grammar, warning), True
         took = max(_slowest(compiled, words, share) for share in WALKS)
         if took > MASK_SECONDS:
             return Told(f"the grammar is too complex: a mask takes {1000 * took:.0f} ms; make it smaller")
@@ -73,7 +84,33 @@ def _tried(library: Library, words: Words, grammar: Grammar) -> Told:
         return Told(str(error))
     except MemoryError:
         return Told(TOO_LARGE)
-    return Told()
+    return Told(second=second)
+
+
+def _by_the_other(library: Library, grammar: Grammar, warning: str) -> Compiled:
+    """What the library warns of, compiled by the other one. Raises GrammarRefused."""
+    try:
+        if library.second is not None:
+            return library.second.compile(grammar)
+    except GrammarRefused:
+        pass
+    raise GrammarRefused(f"the {grammar.kind} cannot be kept as a whole: {warning}")
+
+
+class Errors:
+    """What a library, which need not know of Python, prints where errors go."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
+        os.dup2(self._file.fileno(), 2)
+
+    def warned(self) -> str:
+        """The first warning since the last call, without where in the library's source it comes from; empty: none."""
+        self._file.seek(0)
+        found = _WARNING.search(self._file.read(1 << 16))
+        self._file.seek(0)
+        self._file.truncate()
+        return "" if found is None else found[1][:300].decode(errors="replace")
 
 
 def _slowest(compiled: Compiled, words: Words, share: float) -> float:

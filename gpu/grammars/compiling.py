@@ -44,6 +44,8 @@ class Told(msgspec.Struct, array_like=True):
 
     refusal: str = ""
     """Empty: it compiles."""
+    second: bool = False
+    """In the other library: the first would keep less than the whole of it."""
 
 
 class Setup(msgspec.Struct, array_like=True):
@@ -65,6 +67,10 @@ class Library(Protocol):
 
     def __init__(self, words: Words) -> None: ...
 
+    @property
+    def second(self) -> Library | None:
+        """Another one, for what this one does not keep; None: there is none."""
+
     def compile(self, grammar: Grammar) -> Compiled:
         """Raises GrammarRefused."""
 
@@ -84,8 +90,11 @@ class TriedOut:
 
     def compile(self, grammar: Grammar) -> Compiled:
         """See `GrammarBackend.compile`."""
-        self._process.try_out(grammar)
-        return self._library.compile(grammar)
+        library: Library | None = self._library
+        if self._process.try_out(grammar).second:
+            library = self._library.second
+        assert library is not None
+        return library.compile(grammar)
 
 
 class CompileProcess:
@@ -101,12 +110,12 @@ class CompileProcess:
         self._ready = False
         self._start()
 
-    def try_out(self, grammar: Grammar) -> None:
-        """Compile it there, and mask one token. Raises GrammarRefused."""
+    def try_out(self, grammar: Grammar) -> Told:
+        """Compile it there, and mask a few tokens. Raises GrammarRefused."""
         with self._lock:
             child = self._prepared()
             try:
-                self._ask(child, grammar)
+                return self._ask(child, grammar)
             finally:
                 if child.poll() is not None:
                     # The next one should not wait for the start of its successor.
@@ -140,7 +149,7 @@ class CompileProcess:
             self._ready = True
         return child
 
-    def _ask(self, child: subprocess.Popen[bytes], grammar: Grammar) -> None:
+    def _ask(self, child: subprocess.Popen[bytes], grammar: Grammar) -> Told:
         answer = self._exchanged(child, msgspec.msgpack.encode(grammar), WALL * self._seconds)
         if answer is None:
             ended_by = -child.wait()
@@ -150,6 +159,7 @@ class CompileProcess:
         told = msgspec.msgpack.decode(answer, type=Told)
         if told.refusal:
             raise GrammarRefused(told.refusal)
+        return told
 
     def _exchanged(self, child: subprocess.Popen[bytes], message: bytes, seconds: float) -> bytes | None:
         """The answer; None where the child has ended instead, or was killed because its time was over."""

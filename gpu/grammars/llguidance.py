@@ -37,6 +37,8 @@ class LLGuidance(TriedOut):
 class Library:
     """The library with one vocabulary."""
 
+    second: None = None
+
     def __init__(self, words: Words) -> None:
         self._words = words
         wrapper: Any = llguidance.TokenizerWrapper(_Tokens(words))

@@ -2,8 +2,9 @@
 
 A string of a JSON Schema that may be longer than 128 characters needs some: each of its masks tries all tokens, 18 ms
 for 49,152 of them, in a step that others wait for. Such grammars are given to llguidance, whose masks take 0.2 ms at
-any length, as far as it takes them. Which of the two a grammar is for shows in its text alone, so an audit follows it
-in the same.
+any length, as far as it takes them. So is a grammar of which this library says that it ignores a part of it
+(`multipleOf` beside bounds, looking ahead, a repetition beyond its numbers). Which of the two a grammar is for shows in
+its text alone, so an audit follows it in the same.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ class Library:
             list(words.entries), vocab_size=len(words.entries), stop_token_ids=list(words.end_ids)
         )
         self._compiler = self._module.GrammarCompiler(self._vocabulary, max_threads=1, cache_enabled=False)
-        self._counting = llguidance.Library(words)
+        self.second = llguidance.Library(words)
 
     def compile(self, grammar: Grammar) -> Compiled:
         """See `GrammarBackend.compile`."""
         if counts_far(grammar):
             with suppress(GrammarRefused):
-                return self._counting.compile(grammar)
+                return self.second.compile(grammar)
         return XCompiled(self._module, self._compiled(grammar), self._words)
 
     def _compiled(self, grammar: Grammar) -> Any:

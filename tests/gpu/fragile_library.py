@@ -15,6 +15,8 @@ DEEP = 100_000
 class Library:
     """`Plain`, but that `crash` and `recurse` are too much for it."""
 
+    second = None
+
     def __init__(self, words: Words) -> None:
         self._plain = Plain(words)
 

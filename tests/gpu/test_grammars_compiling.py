@@ -299,5 +299,44 @@ def test_a_mask_that_takes_long_is_found_though_the_first_does_not(
     monkeypatch.setattr(child, "time", SimpleNamespace(process_time=lambda: clock[0]))
     compiled: Any = Slowing(slow_from, clock)
     library: Any = SimpleNamespace(compile=lambda grammar: compiled)
-    refusal = child._tried(library, ghost_words(), SOUND).refusal
+    refusal = child._tried(library, ghost_words(), SOUND, str).refusal
     assert ("too complex" in refusal) == (slow_from < child.LOOKED_AT)
+
+
+IGNORED = {
+    "beside a bound": ({"type": "integer", "minimum": 0, "multipleOf": 5}, b"10", b"7"),
+    "large": ({"type": "integer", "multipleOf": 2000}, b"4000", b"2001"),
+    "anchors of alternatives": ({"type": "string", "pattern": "^a$|^b$"}, b'"b"', b'"ab"'),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_what_the_library_would_ignore_is_kept_by_the_other(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    schema, right, wrong = IGNORED[name]
+    words = ghost_words()
+    compiled = choose_backend("xgrammar")[1](words).compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
+    assert accepts(compiled, words, list(right))
+    assert not accepts(compiled, words, list(wrong))
+    assert capfd.readouterr().err == "", "a log has no grammars"
+
+
+@pytest.mark.parametrize(
+    ("grammar", "told"),
+    [
+        (
+            Grammar(GrammarKind.JSON_SCHEMA, '{"type": "string", "pattern": "(?=a)b"}'),
+            "Lookahead assertion is not supp",
+        ),
+        (Grammar(GrammarKind.REGEX, "a^b"), "'^' should be at the start of the regex"),
+    ],
+)
+def test_what_neither_keeps_is_refused_with_the_warning_and_the_next_one_compiles(
+    grammar: Grammar, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ghost_words()
+    backend = choose_backend("xgrammar")[1](words)
+    with pytest.raises(GrammarRefused, match="cannot be kept as a whole: ") as caught:
+        backend.compile(grammar)
+    assert told in str(caught.value)
+    assert isinstance(backend.compile(SOUND), XCompiled)
+    assert capfd.readouterr().err == ""
