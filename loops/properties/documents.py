@@ -79,8 +79,8 @@ OF_RUNS: dict[str, str] = {
     "cache has most pages; `dfs-weight` goes through the tree of their pages, and of two subtrees prefers the one in "
     "which more of them are. Equal ones go by arrival.",
     "cache_as_stated": "A request begins with the longest beginning that is cached, and what it computes beyond that "
-    "is cached once. Of pages that nobody holds and nothing goes on from, those leave first that the policy says, as "
-    "many as are wanted and no more than memory lacks, and behind each step that may touch them.",
+    "is cached once. Of pages that nobody holds and nothing goes on from, those leave first that the policy says, by "
+    "who has used them, as many as are wanted and no more than memory lacks, and behind each step that may touch them.",
     "tiers_as_stated": "Below the device a page leaves for want of room and for nothing else: where there are files "
     "that have room, and a disk that writes, none does; and of host memory alone the least recently used one leaves. "
     "What was read is in host memory after that, as far as it has room.",

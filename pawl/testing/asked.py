@@ -157,7 +157,7 @@ def _time_passes_on_the_way(run: Cluster) -> bool:
     """Whether messages between replicas may be under way while the clock goes on: how long ago something was, which
     they tell, is not true then."""
     faults, shape = run.system.faults.faults, run.workload.shape
-    return (shape.routed and shape.steps_take_time) or faults.rush + faults.late + faults.freeze + faults.part > 0
+    return (shape.routed and shape.work_takes_time) or faults.rush + faults.late + faults.freeze + faults.part > 0
 
 
 def _by_an_order(message: str) -> bool:

@@ -337,7 +337,7 @@ class EndChecks:
                 raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
             gone = bool(answers) and self._is_owed_by_nobody(answers[0])
             late = bool(answers) and (LATE in answers[0].message or answers[0].body.get("num_pending", 0) > 0)
-            excused = for_another or gone or (self.run.workload.shape.steps_take_time and late)
+            excused = for_another or gone or (self.run.workload.shape.work_takes_time and late)
             wrong = None if excused or self.excuses(answers[0]) else row.check(control.body, answers[0])
             if wrong is not None:
                 raise PropertyFailed(row.proves, f"{row.name}: {wrong}")

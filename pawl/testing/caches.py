@@ -11,6 +11,7 @@ from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
 from pawl.memory.prefix.node import NO_PRIORITY
+from pawl.testing.uses import Uses
 
 Report: TypeAlias = Callable[[str, str], None]
 """(property, what is wrong)"""
@@ -61,8 +62,8 @@ LEAVES: Mapping[str, Callable[[Page], Key]] = {
 
 class CacheAsStated:
     """A request begins with the longest beginning that is cached, and what it computes beyond that is cached once. Of
-    pages that nobody holds and nothing goes on from, those leave first that the policy says, as many as are wanted
-    and no more than memory lacks, and behind each step that may touch them."""
+    pages that nobody holds and nothing goes on from, those leave first that the policy says, by who has used them, as
+    many as are wanted and no more than memory lacks, and behind each step that may touch them."""
 
     name: ClassVar[str] = "cache_as_stated"
 
@@ -81,6 +82,8 @@ class CacheAsStated:
         self._num_unheld = 0
         self.lacking: int | None = None
         """Pages that are free less than are wanted at the moment; None: nobody wants any."""
+        self.uses: Uses | None = None
+        """Who uses pages; None: whoever says so."""
         self._now = 0
 
     def judge(self, cache: Any, call: Callable[[], None]) -> None:
@@ -101,6 +104,8 @@ class CacheAsStated:
         wrong = pages != there if self._exact else pages != there[: len(pages)]
         if wrong or hold.num_tokens != len(pages) * self._page_size:
             self._fail(f"pages {pages} were found for {tokens.tolist()}, and {there} are there")
+        if self.uses is not None:
+            self.uses.matched(hold)
         self._hold(hold, pages, 0, priority)
 
     def inserted(
@@ -128,6 +133,8 @@ class CacheAsStated:
                 self._pages[page].num_behind += 1
             page = own
         covered = 0 if before is None else before.num_tokens // size
+        if self.uses is not None:
+            self.uses.inserted(done.hold, before)
         self._hold(done.hold, [*there, *new], covered, priority)
         if before is not None:
             self._let_go(before, fence)
@@ -135,9 +142,11 @@ class CacheAsStated:
     def released(self, hold: Hold, fence: int, *, used: bool) -> None:
         """Somebody has let go; not `used`: nothing came of it."""
         self._now += 1
-        if not used:
-            for page in self._held.get(id(hold), (hold, []))[1]:
-                self._pages[page].hits -= 1
+        pages = self._held.get(id(hold), (hold, []))[1]
+        if self.uses is not None and (wrong := self.uses.released(hold, pages, used=used)):
+            self._fail(wrong)
+        for page in [] if used else pages:
+            self._pages[page].hits -= 1
         self._let_go(hold, fence)
 
     def leaves(self) -> dict[int, Key]:

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from pawl.actors.messages.hand_over import HandedPages
+from pawl.actors.messages.transfer import Fetch
 from pawl.actors.names import NAMES, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import HEADER, FileStore
@@ -23,6 +24,7 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
+from pawl.testing.device import World
 from pawl.testing.expectations import OF_THE_GHOST, DrawnBy, Expectations, Said, drawn_alone, simulated_grammars
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.shape import Shape
@@ -165,7 +167,7 @@ class RealModel:
 
 
 def storage_of(
-    shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes, names: Names = NAMES
+    shape: Shape, config: LoopConfig, runner: Any, world: World, names: Names = NAMES
 ) -> SimulatedStorage | None:
     """Host memory and files for as many pages as the server has below the device, if it has any."""
     if config.tiers is None:
@@ -174,24 +176,26 @@ def storage_of(
     files = None
     if shape.storage_pages:
         limit = shape.storage_pages * (HEADER.size + runner.page_bytes)
-        files = FileStore(Path(), runner.layout, runner.page_bytes, limit, MemoryDisk(strikes))
-    return SimulatedStorage(
-        TiersAsStated(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager), names, strikes
-    )
+        files = FileStore(Path(), runner.layout, runner.page_bytes, limit, MemoryDisk(world.strikes))
+    store = TiersAsStated(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager)
+    return SimulatedStorage(store, names, world, shape.fetch_s)
 
 
 class SimulatedStorage(Storage):
-    """Pages of another replica come damaged where the schedule says so."""
+    """Pages of another replica come damaged where the schedule says so, and those that are waited for take time."""
 
     store: TiersAsStated
 
-    def __init__(self, store: TiersAsStated, names: Names, strikes: Strikes) -> None:
+    def __init__(self, store: TiersAsStated, names: Names, world: World, fetch_s: float) -> None:
         super().__init__(store, names)
-        self._strikes = strikes
+        self._world = world
+        self._fetch_s = fetch_s
 
     def receive(self, message: Any) -> None:
-        if isinstance(message, HandedPages) and message.data is not None and self._strikes("page"):
+        if isinstance(message, HandedPages) and message.data is not None and self._world.strikes("page"):
             message = msgspec.structs.replace(message, data=tuple(~block for block in message.data))
+        if isinstance(message, Fetch) and self._fetch_s:
+            self._world.advance(self._world.now_s + self._fetch_s)
         super().receive(message)
 
 

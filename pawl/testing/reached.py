@@ -10,7 +10,7 @@ from pawl.actors.control import ROWS, row_of
 from pawl.actors.simulation.faults import FaultKind
 from pawl.lifecycle.machines.weight_group import GroupEvent
 from pawl.lifecycle.records import Checkpoint, Submitted
-from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
+from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause, Event
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.remote_prefill import RemotePrefill
 
@@ -67,6 +67,8 @@ EVENTS = (
         "eviction",
         "page saved",
         "page fetched",
+        "fetch given up",
+        "shared fetch",
         "page handed over",
         "checkpoint",
         "broadcast",
@@ -121,8 +123,12 @@ def _events_of(replica: SimulatedReplica) -> dict[str, int]:
         if isinstance(companion, RemotePrefill):
             happened["page handed over"] = companion.counts.pages
         if isinstance(companion, LowerTiers):
+            counts = companion.fetching.counts
+            waited = sum(getattr(record, "event", None) is Event.FETCH for record in replica.trace.records)
             happened |= {
                 "page saved": companion.saving.counts.saved,
-                "page fetched": companion.fetching.counts.pages,
+                "page fetched": counts.pages,
+                "fetch given up": counts.expired + counts.left + counts.lost,
+                "shared fetch": waited - counts.begun,
             }
     return happened

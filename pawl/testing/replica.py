@@ -44,6 +44,7 @@ from pawl.testing.shape import Shape
 from pawl.testing.stores import TiersAsStated
 from pawl.testing.timely import TimelyScheduler
 from pawl.testing.trainers import LIMIT_S, SimulatedMember
+from pawl.testing.uses import watch_uses
 
 MakeProperties: TypeAlias = Callable[[Model], Sequence[Property]]
 
@@ -96,7 +97,7 @@ class SimulatedReplica:
         self.runner = model.runner(config, names.replica)
         self.trace = MemoryTrace()
         recorder: Any = self.trace
-        self._storage = storage_of(shape, config, self.runner, system.strikes, names)
+        self._storage = storage_of(shape, config, self.runner, system, names)
         started = _started(config, model.name, names)
         self.parts = Parts(
             source=GhostSource(),
@@ -162,8 +163,10 @@ class SimulatedReplica:
         cache = memory.cache
         if KINDS[config.cache].ordered and not isinstance(cache, Checked):
             exact = not isinstance(cache, SlidingCache)
-            books = watch_cache(cache, config.eviction, lambda *wrong: self._wrong_of_cache.append(wrong), exact=exact)
+            wrong = lambda *told: self._wrong_of_cache.append(told)  # noqa: E731
+            books = watch_cache(cache, config.eviction, wrong, exact=exact)
             watch_room(memory, books)
+            books.uses = watch_uses(self.scheduler.loop, wrong)
 
     def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
         try:

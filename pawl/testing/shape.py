@@ -64,6 +64,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     storage_pages: AtLeastZero = 0
     """Pages that files hold, on a disk that may fail; 0: there is no such tier."""
     write_policy: str = "write-through"
+    fetch_lease_s: SomeSeconds = 2.0
+    fetch_s: Seconds = 0.0
+    """Virtual seconds that a request waits for pages from there at the most, and that it takes to read them."""
     window: AtLeastOne | None = None
     num_window_pages: AtLeastOne | None = None
     """None: as many as there are others, where there is a window."""
@@ -126,7 +129,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             durable = self.storage_pages > 0
             policy = str(WritePolicy.HAND_OVER) if role == PREFILL else self.write_policy
             most = {name: getattr(self, name) for name in ("save_pages", "max_saving_pages", "max_fetch_pages")}
-            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable, **most)
+            lease_s = self.fetch_lease_s
+            fields["tiers"] = TierConfig(
+                layout=TIER_LAYOUT, write_policy=policy, durable=durable, lease_s=lease_s, **most
+            )
         if role == DECODE:
             most_pages = self.prefill_pages or self.num_pages
             fields["remote"] = RemoteConfig(max_pages=most_pages, lease_s=self.prefill_lease_s)
@@ -162,6 +168,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def steps_take_time(self) -> bool:
         """Whether any does."""
         return sum((*self.times, self.token_s, *self.hitches)) > 0
+
+    @property
+    def work_takes_time(self) -> bool:
+        """Whether time passes while something is done."""
+        return self.steps_take_time or self.fetch_s > 0
 
     @property
     def room(self) -> int:

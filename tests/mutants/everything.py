@@ -25,6 +25,7 @@ from tests.mutants.in_residency import RESIDENCY
 from tests.mutants.in_scarcity import SCARCITY
 from tests.mutants.in_sessions import SESSIONS
 from tests.mutants.in_speculation import SPECULATION
+from tests.mutants.in_uses import USES
 from tests.mutants.in_weights import WEIGHTS
 from tests.mutants.mutant import Mutant
 
@@ -32,7 +33,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
     *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER, *APART, *ASKED, *LASTING, *EDGES),
-    *(*FAILING, *ALL),
+    *(*FAILING, *ALL, *USES),
 )
 
 EQUIVALENT = {

@@ -48,7 +48,6 @@ SETTINGS_NOT_DRAWN = {
     "simulated records are kept in memory, which is never full": ("trace_required",),
     "every request of a run has its own limit, or none": ("request_timeout_s",),
     "every part has the seed of the run": ("seed",),
-    "a lease ends where a timer is late": ("fetch_lease_s",),
 }
 JUDGED_BY_CLIENTS = {"fault_isolation", "stream_equals_result", "bounded_progress"}
 """Properties of what clients are told, which no record holds."""
@@ -87,7 +86,7 @@ def _exclude(one: str, other: str) -> bool:
         return True
     if {one, other} == {"drain at work", "stop at work"}:
         return True
-    below = {"tiers", "prefill replicas", "other ranks to prefill", "few pages at a time"}
+    below = {"tiers", "prefill replicas", "other ranks to prefill", "few pages at a time", "slow tiers"}
     ordered = below | {f"eviction {name}" for name in server.CHOICES["eviction"][1:]}
     alone = {
         "window pages": {"cache core auto"} | below,
