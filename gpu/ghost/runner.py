@@ -195,6 +195,8 @@ class Ghost(NotShared):
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`: a ghost's adapters are names as well."""
         self.memory.place(slot, None)
+        if MemoryTag.WEIGHTS in self.released:
+            raise AdapterRefused("the weights that it goes with are released")
         try:
             salt = adapter_salt_of(source)
         except ValueError as error:

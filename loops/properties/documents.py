@@ -85,8 +85,8 @@ OF_RUNS: dict[str, str] = {
     "that have room, and a disk that writes, none does; and of host memory alone the least recently used one leaves. "
     "What was read is in host memory after that, as far as it has room.",
     "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix "
-    "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
-    "above the least busy.",
+    "affinity goes where the longest part of a prompt was seen last, and where that replica has more than its bound "
+    "above the least busy, or nothing of the prompt was seen, to the shortest queue.",
     "scaling": "The number of replicas stays within its bounds. It changes, of itself, exactly when there were enough "
     "open requests for each, or few for one less, for as long as the rule says: seen from the history of loads alone. "
     "Of those that are too many those leave that have the fewest requests.",

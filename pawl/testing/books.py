@@ -16,6 +16,7 @@ import msgspec
 
 from pawl.actors.asks import AskExpired
 from pawl.actors.simulation.system import SimulatedSystem
+from pawl.actors.weight_groups import TimeOver
 
 _TOTALS = "counts since the start"
 _RUN = "what simulated clients were told, for the judgement at the end"
@@ -77,6 +78,8 @@ KEPT: dict[str, str] = {
 """Class and attribute of what is not empty at rest -> why."""
 
 _BOOKS = (list, dict, set, deque)
+OF_QUESTIONS = (AskExpired, TimeOver)
+"""Timers that tell that something has not come in time."""
 _ROOMS = ("pawl.actors.", "pawl.loops.", "pawl.lifecycle.")
 _OTHERS = ("pawl.actors.runtime.", "pawl.actors.simulation.", "pawl.actors.text.", "pawl.actors.control")
 """Below actors, of no one run, or of one request that a book holds; memory has properties of its own."""
@@ -104,11 +107,11 @@ def open_books(roots: Mapping[str, object]) -> Iterator[str]:
 
 def needless_timers(system: SimulatedSystem) -> Iterator[str]:
     """Timers of one actor that will tell it the same: one of them was set though the other was running. And those of
-    questions, all of which are answered at rest."""
+    questions, all of which are answered at rest, and of trainers, of whom nothing is waited for."""
     for driver in system.drivers:
         name, counts = driver.cell.name, Counter(driver.cell.timed())
         yield from (f"{name} waits {count} times for {each}" for each, count in counts.items() if count > 1)
-        yield from (f"{name} still waits for {each}" for each in counts if isinstance(each, AskExpired))
+        yield from (f"{name} still waits for {each}" for each in counts if isinstance(each, OF_QUESTIONS))
 
 
 @cache

@@ -225,6 +225,9 @@ class Cluster(Case):
             raise PropertyFailed("bounded_progress", f"step {step.step} was launched and never ends")
         for client in (each for each in self.desk.clients if each.request and not (each.is_over or each.num_ends)):
             raise PropertyFailed("bounded_progress", "it is never answered", client.request)
+        for control, answers in zip(self.workload.controls, self.desk.answers, strict=True):
+            if not answers:
+                raise PropertyFailed("bounded_progress", f"{row_of(control.body).name} is never answered")
 
     def _stop(self) -> None:
         self.closing = True

@@ -36,7 +36,8 @@ NEVER = 1 << 30
 
 class WatchedPlacement:
     """Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix affinity goes where
-    the longest part of a prompt was seen last, and to no replica that has more than its bound above the least busy."""
+    the longest part of a prompt was seen last, and where that replica has more than its bound above the least busy, or
+    nothing of the prompt was seen, to the shortest queue."""
 
     name = "placement"
 
@@ -64,12 +65,14 @@ class WatchedPlacement:
         return "" if chosen.replica == due else f"replica {due} was next"
 
     def _shortest_queue(self, chosen: Load, loads: Sequence[Load], prompt: bytes, namespace: str) -> str:
-        least = min(load.num_open for load in loads)
-        return "" if chosen.num_open == least else f"it had {chosen.num_open} open requests, another one {least}"
+        return self._least(chosen, loads, lambda load: (load.num_open, load.num_tokens))
 
     def _total_tokens(self, chosen: Load, loads: Sequence[Load], prompt: bytes, namespace: str) -> str:
-        least = min(load.num_tokens for load in loads)
-        return "" if chosen.num_tokens == least else f"it had {chosen.num_tokens} tokens, another one {least}"
+        return self._least(chosen, loads, lambda load: (load.num_tokens, load.num_open))
+
+    def _least(self, chosen: Load, loads: Sequence[Load], key: Callable[[Load], tuple[int, int]]) -> str:
+        least = min(loads, key=key)
+        return "" if key(chosen) == key(least) else f"it had {_told(chosen)}, and another one {_told(least)}"
 
     def _prefix_affinity(self, chosen: Load, loads: Sequence[Load], prompt: bytes, namespace: str) -> str:
         """Found again by comparing prompts, where the policy has hashes."""
@@ -78,7 +81,9 @@ class WatchedPlacement:
             return f"it had {chosen.num_open} open requests, another one {least}, and {bound} more may be"
         seen = self._seen_last(prompt, namespace, {load.replica for load in loads})
         owner = next((load for load in loads if load.replica == seen), None)
-        if owner is None or owner.num_open > least + bound or owner.replica == chosen.replica:
+        if owner is None or owner.num_open > least + bound:
+            return self._shortest_queue(chosen, loads, prompt, namespace)
+        if owner.replica == chosen.replica:
             return ""
         return f"the longest part of its prompt was seen last by replica {owner.replica}, which was not too busy"
 
@@ -92,6 +97,10 @@ class WatchedPlacement:
                         return replica
                     break
         return NOBODY
+
+
+def _told(load: Load) -> str:
+    return f"{load.num_open} open requests of {load.num_tokens} tokens"
 
 
 def rule_of(shape: Shape) -> Rule:

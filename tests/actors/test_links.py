@@ -6,6 +6,7 @@ from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pawl.actors import links
@@ -29,6 +30,7 @@ from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.tiers.hand_over_client import HandOverClient
+from pawl.loops.tiers import PrefillOrder
 from tests.actors.raising import Strike, each_struck
 
 D, P, Q = names_of(0, DECODE), names_of(1, PREFILL), names_of(2, PREFILL)
@@ -118,6 +120,22 @@ def test_pages_of_who_prefilled_and_is_gone_are_not_read_any_more() -> None:
     client.receive(PrefillerUp(P.detokenizer), 0.0)
     client.receive(PrefillerDown(P.detokenizer, P.storage), 0.0)
     assert context.take(D.storage) == [ForgetSender(P.storage)]
+
+
+def test_who_prefills_is_asked_under_a_number_that_nobody_had_before() -> None:
+    told = list[int]()
+    remote: Any = SimpleNamespace(prefiller_up=lambda number, now: told.append(number), prefiller_down=lambda *_: None)
+    actor: Any = SimpleNamespace(started=lambda: None)
+    actor.context = context = ManualContext(actor, D.scheduler)
+    client = HandOverClient(actor, 1.0, D, 1.0)
+    client._remote = remote
+    for up in ("desk.1", "desk.2"):
+        client.receive(PrefillerUp(up), 0.0)
+    client.receive(PrefillerDown("desk.1", "storage.1"), 0.0)
+    client.receive(PrefillerUp("desk.3"), 0.0)
+    assert told == [0, 1, 2]
+    client.prefill(PrefillOrder(7, 2, np.array([1], np.int32), "", ()))
+    assert [each.ticket for each in context.take("desk.3")] == [7]
 
 
 class Dials:

@@ -14,20 +14,22 @@ from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import Parted, ReplicaCounts, ReplicaFailed, ReplicaUp
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
-from pawl.actors.present import JOINED, REST_S
+from pawl.actors.present import JOINED, REST_S, SENT
 from pawl.actors.routed import Replica
 from pawl.actors.router import Router
 from pawl.actors.scaling import Rule
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.machines.memory import MemoryTag, in_order
 from pawl.lifecycle.states import Cause
+from pawl.lifecycle.weight_source import FromBytes
 from pawl.loops.intake import Order
 from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.memory import ReleaseMemory
+from pawl.loops.orders.requests import Drain
 from pawl.loops.orders.serving import Pause
 from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import JoinWeightGroup, LeaveWeightGroup
-from pawl.loops.orders.weights import UpdateWeights
+from pawl.loops.orders.weights import PutWeights, UpdateWeights
 from tests.actors.test_router import PROMPT, asked, draws, given, is_lost, opens, ordered, told_next, turn
 
 HIGH = 1 << 20
@@ -410,3 +412,33 @@ def test_a_load_by_which_none_could_be_started_asks_again_once_it_has_been_lower
     router.receive(asked(4))
     context.advance(2.0)
     assert starts.num_added == 1
+
+
+def test_one_that_is_called_back_and_is_to_leave_again_has_all_its_time_again() -> None:
+    router, context, _ = routed(2)
+    for request in (1, 2, 3):
+        router.receive(asked(request))
+    scale(router, context, 1, grace_s=5.0)
+    context.advance(4.0)
+    scale(router, context, 2)
+    scale(router, context, 1, grace_s=5.0)
+    context.advance(4.0)
+    assert sorted(router.replicas) == [0, 1], "its first time is over, and not its second"
+    context.advance(1.0)
+    assert len(router.replicas) == 1
+
+
+def test_while_the_server_drains_a_load_that_stays_adds_nobody() -> None:
+    router, context, starts = routed(1, at=1)
+    router.receive(asked(1))
+    router.receive(Drain(30.0))
+    context.advance(10.0)
+    assert (starts.num_added, router.fleet.size.wanted) == (0, 1)
+
+
+def test_once_weights_were_read_by_all_another_one_can_join_whatever_was_sent_before() -> None:
+    router, _, _ = routed(1)
+    ordered(router, PutWeights(source=FromBytes(b"")), 0)
+    assert router.fleet.questions.present.untellable == SENT
+    ordered(router, UpdateWeights(model_path="/new"), 0)
+    assert (router.fleet.questions.present.untellable, len(router.fleet.questions.present.orders(None))) == ("", 1)

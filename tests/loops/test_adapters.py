@@ -419,6 +419,17 @@ def test_weights_are_not_released_under_an_adapter_that_is_being_read_and_a_rele
     assert move.asker == waiting
 
 
+def test_no_adapter_is_read_while_the_weights_are_released() -> None:
+    server = Server()
+    server.deliver(ReleaseMemory((MemoryTag.WEIGHTS,)))
+    server.load("a")
+    server.turn()
+    assert server.readings == []
+    server.loop.released = frozenset()
+    server.turn()
+    assert len(server.readings) == 1
+
+
 @pytest.mark.parametrize("order", [LoadAdapter(name="a", path="ghost:a"), UnloadAdapter("a")])
 def test_an_engine_without_slots_says_how_to_have_some(order: Order) -> None:
     driver = Driver()

@@ -192,6 +192,17 @@ def test_whoever_is_live_has_the_namespace_of_the_new_weights_and_keeps_its_own_
     assert {State(int(table.state[row])) for row in table.live_rows().tolist()} == {State.QUEUED}
 
 
+def test_what_any_weights_before_have_drawn_counts_as_older_once() -> None:
+    server = Server()
+    request = server.submit(PROMPT, 9)
+    for name in ("b", "c"):
+        for _ in range(3):
+            server.step()
+        server.update(name)
+        (row,) = server.loop.table.live_rows().tolist()
+        assert server.loop.table.info(row).num_older == len(server.output_of[request]) > 0
+
+
 def test_every_move_of_an_update_is_recorded_with_what_serves_from_then_on() -> None:
     server = Server(weight_version="v1", weights="one")
     server.update("b")
