@@ -9,7 +9,6 @@ import torch
 from pawl.gpu.adapters.low_rank import Adapter, LowRank, adaptable, fused
 from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.models.config import ModelConfig
-from pawl.gpu.step_runner import AdapterRefused
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -30,8 +29,5 @@ def random_adapter(config: ModelConfig, rank: int, seed: int, parts: Container[s
 
 def named_adapter(source: str, config: ModelConfig) -> Adapter:
     """In place of reading a folder: an adapter for each name that a ghost's may have. Raises AdapterRefused."""
-    try:
-        salt = adapter_salt_of(source)
-    except ValueError as error:
-        raise AdapterRefused(str(error)) from error
+    salt = adapter_salt_of(source)
     return random_adapter(config, 1 + salt % 5, salt >> 1)

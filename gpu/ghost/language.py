@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.gpu.sampling.mixing import UInt64s, mix64
+from pawl.gpu.step_runner import AdapterRefused
 
 Float32s: TypeAlias = NDArray[np.float32]
 Int32s: TypeAlias = NDArray[np.int32]
@@ -44,10 +45,10 @@ _INVERSE_24 = np.float32(2.0**-24)
 
 def adapter_salt_of(source: str) -> int:
     """What an adapter of a ghost adds to where it begins to count, 64 bits; they are called `ghost:NAME`. Raises
-    ValueError for anything else."""
+    AdapterRefused for anything else."""
     kind, _, name = source.partition(":")
     if kind != "ghost" or not name:
-        raise ValueError(f"a ghost's adapters are called ghost:NAME, and not {source!r}")
+        raise AdapterRefused(f"a ghost's adapters are called ghost:NAME, and not {source!r}")
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=b"adapter").digest())
 
 

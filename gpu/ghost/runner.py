@@ -197,11 +197,7 @@ class Ghost(NotShared):
         self.memory.place(slot, None)
         if MemoryTag.WEIGHTS in self.released:
             raise AdapterRefused("the weights that it goes with are released")
-        try:
-            salt = adapter_salt_of(source)
-        except ValueError as error:
-            raise AdapterRefused(str(error)) from error
-        self.memory.place(slot, salt)
+        self.memory.place(slot, adapter_salt_of(source))
         return source
 
     def unload_adapter(self, slot: int) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from pawl.actors.control import row_of
 from pawl.lifecycle.namespaces import salt_of
 from pawl.lifecycle.records import Delivered, Submitted, Transition
 from pawl.lifecycle.states import Cause, Event
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
     from pawl.testing.replica import SimulatedReplica
     from pawl.testing.workload import Arrival
+
+
+def check_answered(run: Cluster) -> None:
+    """Of a run that does not come to rest: raises PropertyFailed for what it waits for, where that can be told."""
+    for step in (step for each in run.replicas if not each.lost for step in each.scheduler.loop.in_flight):
+        raise PropertyFailed("bounded_progress", f"step {step.step} was launched and never ends")
+    for client in (each for each in run.desk.clients if each.request and not (each.is_over or each.num_ends)):
+        raise PropertyFailed("bounded_progress", "it is never answered", client.request)
+    for control, answers in zip(run.workload.controls, run.desk.answers, strict=True):
+        if not answers:
+            raise PropertyFailed("bounded_progress", f"{row_of(control.body).name} is never answered")
 
 
 def check_asked(run: Cluster, client: Client) -> None:

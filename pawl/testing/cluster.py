@@ -41,6 +41,7 @@ from pawl.gpu.parallel.ranks import HostGone
 from pawl.lifecycle.hand_overs import matched, side_of
 from pawl.lifecycle.records import ENCODER
 from pawl.lifecycle.resumed import gone_on, replica_of
+from pawl.testing.asked import check_answered
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
 from pawl.testing.expectations import PropertyFailed
@@ -221,13 +222,7 @@ class Cluster(Case):
         return None
 
     def too_long(self) -> None:
-        for step in (step for each in self.replicas if not each.lost for step in each.scheduler.loop.in_flight):
-            raise PropertyFailed("bounded_progress", f"step {step.step} was launched and never ends")
-        for client in (each for each in self.desk.clients if each.request and not (each.is_over or each.num_ends)):
-            raise PropertyFailed("bounded_progress", "it is never answered", client.request)
-        for control, answers in zip(self.workload.controls, self.desk.answers, strict=True):
-            if not answers:
-                raise PropertyFailed("bounded_progress", f"{row_of(control.body).name} is never answered")
+        check_answered(self)
 
     def _stop(self) -> None:
         self.closing = True

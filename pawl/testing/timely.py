@@ -11,7 +11,7 @@ from pawl.actors.control import Ask
 from pawl.actors.messages.execution import Executed
 from pawl.actors.runtime.actor import places_of
 from pawl.actors.scheduler import Scheduler
-from pawl.lifecycle.limits import Limits
+from pawl.lifecycle.limits import Limits, refusals
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
@@ -159,6 +159,10 @@ class TimelyScheduler(Scheduler):
             limits.step_delay_s = message.forward_sleep_time or 0.0
         elif isinstance(message, SetState) and not self.refused:
             limits = msgspec.structs.replace(limits, **message.given())
+        elif isinstance(message, SetState) and not any(
+            refusals(message.given(), self.config.limits, self.config.page_size)
+        ):
+            self.report("limits_hold", f"{message} was refused, which leads to no more than at the start", None)
         if self.loop.limits.now != limits:
             self.report("limits_hold", f"{self.loop.limits.now} after {message}, which leads to {limits}", None)
 

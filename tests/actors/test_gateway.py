@@ -25,6 +25,7 @@ from pawl.actors.messages.generate import (
     TokenLogprob,
     Usage,
 )
+from pawl.actors.messages.replicas import Parted, Placed, ReplicaLeft
 from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
@@ -463,3 +464,14 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
+
+
+def test_a_replica_that_leaves_is_let_go_when_its_last_client_has_had_all(world: World) -> None:
+    (request,), _ = world.open(submit())
+    world.gateway.receive(Placed(request, "recorder.1"))
+    world.gateway.receive(ReplicaLeft(1, "recorder.1", ("scheduler.1",), whole=True))
+    world.gateway.settled()
+    assert world.sent(Parted) == []
+    world.output(request, end=done())
+    world.gateway.settled()
+    assert world.sent(Parted) == [Parted(1)]

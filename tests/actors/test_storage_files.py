@@ -333,3 +333,27 @@ def test_reading_more_than_host_memory_holds_gives_every_page_its_own_bytes(tmp_
 def test_a_store_without_any_tier_is_refused() -> None:
     with pytest.raises(ValueError, match="host memory, files, or both"):
         TierStore(HostPool(0, PAGE_BYTES), None, eager=True)
+
+
+def test_a_file_that_was_read_stays_longer_than_one_that_was_not() -> None:
+    files = store(Path("/nowhere"), 2, disk=MemoryDisk())
+    for number in (0, 1):
+        files.put(key(number), block(number))
+    assert files.get(key(0)) is not None
+    assert files.put(key(2), block(2)) == [key(1)]
+
+
+def test_what_made_room_for_a_page_that_could_not_be_written_is_told_as_gone() -> None:
+    disk = MemoryDisk()
+    files = store(Path("/nowhere"), 1, disk=disk)
+    files.put(key(0), block(0))
+    disk.fault = lambda operation: "error" if operation == "write" else None
+    assert files.put(key(1), block(1)) == [key(0)]
+    assert len(files) == 0
+
+
+def test_what_left_and_came_back_is_not_told_as_gone() -> None:
+    host = TierStore(HostPool(1, PAGE_BYTES), None, eager=True)
+    host.keep((key(0),), blocks(0))
+    assert host.keep((key(1), key(0)), blocks(1, 0)) == (key(0),)
+    assert host.take_dropped() == (key(1),)

@@ -77,3 +77,12 @@ def test_a_prompt_that_was_read_makes_room(way: str) -> None:
     assert world.gateway.requests.num_unread == 0
     assert not refused(world, prompt(text=LONG))
     world.gateway.check()
+
+
+def test_a_prompt_that_was_read_makes_room_though_its_client_has_gone() -> None:
+    world = World(limit=100)
+    (first,), _ = world.open(prompt(text="x" * (MOST_UNREAD - 1)))
+    assert refused(world, prompt(text=LONG))
+    world.gateway.abort((first,), Cause.DISCONNECT)
+    world.gateway.receive(Accepted(first, 1_000_000))
+    assert not refused(world, prompt(text=LONG))

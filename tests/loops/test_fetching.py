@@ -324,18 +324,6 @@ def test_a_fetch_goes_on_for_those_who_still_wait_for_it() -> None:
     assert driver.cause(request) == Cause.CLIENT
 
 
-def test_who_has_the_beginning_shares_the_fetch_of_what_comes_behind_it() -> None:
-    driver = TierDriver()
-    driver.submit(PROMPT[:5], 1)
-    driver.run()  # the device has the first page now
-    driver.know(PROMPT)
-    one, other = driver.submit(PROMPT, 4), driver.submit([*PROMPT, 7], 4)
-    driver.step()
-    (order,) = driver.fetches
-    assert len(order.keys) == 9
-    assert [driver.state(each) for each in (one, other)] == [State.QUEUED_FETCHING] * 2
-
-
 def test_after_a_lease_has_ended_nothing_is_fetched_until_the_tiers_answer_or_had_time() -> None:
     for recovers in ("answer", "time"):
         driver, _, order = fetching()

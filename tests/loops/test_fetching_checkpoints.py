@@ -59,3 +59,18 @@ def test_a_restored_loop_brings_waits_and_gives_back_as_the_first_one_would() ->
     assert kept(other) == kept(driver)
     for request, (prompt, length) in zip(requests, ASKED, strict=True):
         assert other.output_of[request] == driver.output_of[request] == expected(prompt, length)
+
+
+def test_a_restored_loop_fetches_nothing_while_the_first_one_would_not() -> None:
+    driver = TierDriver()
+    driver.know(PROMPT)
+    request = driver.submit(PROMPT, 4)
+    assert not driver.step()
+    end_lease(driver, request, driver.fetches[0])
+    while driver.loop.in_flight:
+        driver.step()
+    paused = driver.tiers.fetching._resume_at
+    assert paused > driver.now
+    other = TierDriver()
+    restore(other.intake, kept(driver))
+    assert other.tiers.fetching._resume_at == paused

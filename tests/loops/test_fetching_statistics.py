@@ -9,6 +9,7 @@ import pytest
 from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import DECODER, ENCODER, Checkpoint
+from pawl.lifecycle.states import State
 from pawl.loops.snapshot import checkpoint
 from tests.loops.driver import first_record
 from tests.loops.test_fetching import PAGE, PROMPT, TierDriver, end_lease, fetching, lose_the_worker
@@ -47,3 +48,15 @@ def test_a_judge_that_begins_at_a_checkpoint_knows_of_every_fetch_that_is_under_
     assert history.beginning is not None
     assert list(judge.begin(history.beginning, history)) == []
     assert judge._fetching == dict.fromkeys(requests, (len(PROMPT) - 1) // PAGE - 1)
+
+
+def test_who_has_the_beginning_shares_the_fetch_of_what_comes_behind_it() -> None:
+    driver = TierDriver()
+    driver.submit(PROMPT[:5], 1)
+    driver.run()  # the device has the first page now
+    driver.know(PROMPT)
+    one, other = driver.submit(PROMPT, 4), driver.submit([*PROMPT, 7], 4)
+    driver.step()
+    (order,) = driver.fetches
+    assert len(order.keys) == 9
+    assert [driver.state(each) for each in (one, other)] == [State.QUEUED_FETCHING] * 2

@@ -125,3 +125,12 @@ def test_the_delay_of_steps_begins_anew_with_the_result_of_one() -> None:
     assert not driver.launched
     driver.intake.turn(5.0)
     assert len(driver.launched) == 1
+
+
+def test_a_limit_that_was_lowered_can_be_what_it_was_at_the_start_again() -> None:
+    driver = Driver()
+    before = driver.loop.limits.in_force()
+    lower = {"max_running": 1, "prefill_chunk": 4, "max_queued": 1}
+    assert told(driver, SetState(**lower)).ok
+    assert told(driver, SetState(**before)).ok
+    assert driver.loop.limits.in_force() == before

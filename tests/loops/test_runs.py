@@ -228,3 +228,15 @@ def replay(records: list[Record]) -> None:
         again.feed(record)
     again.finish()
     assert again.violations == []
+
+
+def test_which_tokens_of_a_step_count_is_not_asked_of_runs_before_it() -> None:
+    driver = RunDriver(5)
+    driver.submit(PROMPT, 23)
+    while driver.loop.committed is None or not driver.loop.committed.runs:
+        driver.step()
+    driver.submit(PROMPT[:5], 3)
+    while driver.loop.committed.runs:
+        driver.step()
+    committed = driver.loop.committed
+    assert len(driver.loop.wanted_tokens(committed)) == len(committed.sampled_rows)

@@ -377,3 +377,16 @@ def test_a_row_is_not_let_in_on_a_prefix_whose_window_is_gone() -> None:
     assert windows.make_room(8)
     with pytest.raises(MemoryViolation, match="living window pages"):
         windows.join(0, dead.pages)
+
+
+def test_a_row_that_begins_behind_a_cached_prefix_is_promised_pages_for_all_that_it_may_refer_to() -> None:
+    memory, windows = hybrid()
+    memory.release(serve(memory, 1, 2, 3, 4))
+    transaction = memory.ledger.begin()
+    granted = memory.admit(transaction, np.append(tokens(1, 2, 3, 4, 5), np.int32(99)), "", True)
+    assert granted is not None
+    assert granted.num_cached == 4 * PAGE
+    first = int(windows.start[granted.slot])
+    assert first > 0
+    assert memory.promise(granted.slot, 12 * PAGE)
+    assert windows.escrow.promised[granted.slot] == windows.most - (4 - first)

@@ -36,6 +36,12 @@ PROFILES = (
     ),
 )
 LIMITS = (
+    _mutant(
+        "what_was_set_last_is_the_most",
+        "",
+        "A limit that was lowered cannot be what it was at the start any more.",
+        Edit(LimitKeeper.__init__, "msgspec.structs.replace(limits)", "limits"),
+    ),
     *PROFILES,
     _mutant(
         "half_of_the_limits_are_set",

@@ -6,7 +6,7 @@ from pawl.actors.fleet import Fleet
 from pawl.actors.fleet_size import FleetSize
 from pawl.actors.joining import Joining
 from pawl.actors.known_replicas import KnownReplicas
-from pawl.actors.placement import PrefixAffinity, RoundRobin
+from pawl.actors.placement import PrefixAffinity, RoundRobin, ShortestQueue
 from pawl.actors.present import Held, Present
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import Routed, named_by_all
@@ -50,6 +50,22 @@ REPLICAS = (
         "observability_conservation",
         "The next replica goes on from what it was told, and its trace has the beginning of the prompt in that place.",
         Edit(Journal.submitted, "output=output,", "output=tokens[: len(output)],"),
+    ),
+    _mutant(
+        "affinity_takes_a_shorter_prefix",
+        "placement",
+        "Where the replica that had the longest part of a prompt is too busy, one that had a shorter is taken.",
+        Edit(
+            PrefixAffinity.place,
+            "chosen = known.replica\n            break",
+            "chosen = known.replica\n                break",
+        ),
+    ),
+    _mutant(
+        "tokens_of_equal_queues_are_not_compared",
+        "placement",
+        "Of several replicas with as few open requests the first one is taken, however long its requests are.",
+        Edit(ShortestQueue.place, "(load.num_open, load.num_tokens)", "load.num_open"),
     ),
     _mutant(
         "bound_of_affinity_is_ignored",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pawl.actors.memory_client import MemoryClient
+from pawl.loops.adapters import Adapters
 from pawl.loops.loop import Loop
 from pawl.loops.residency import MemoryKeeper, in_the_way, resident
 from pawl.loops.weights import WeightKeeper
@@ -14,6 +15,13 @@ def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> 
 
 
 RESIDENCY = (
+    _mutant(
+        "adapters_are_read_into_released_memory",
+        "fault_isolation",
+        "",
+        "An adapter is read while the weights are released with which it goes, and cannot be.",
+        Edit(Adapters.turning, "adapter.slot or self._loop.released", "adapter.slot"),
+    ),
     _mutant(
         "memory_is_released_while_the_server_is_busy",
         "released_is_still",

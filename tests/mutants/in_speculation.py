@@ -18,6 +18,13 @@ def _mutant(name: str, group: Group, broken: str, what: str, *edits: Edit) -> Mu
 
 SPECULATION = (
     _mutant(
+        "runs_of_the_step_before_are_asked",
+        Group.OUTPUTS,
+        "logprobs_as_asked",
+        "Which tokens of a step count is kept of the last one that had drafts.",
+        Edit(Loop._apply, "    self._runs = None\n    if events", "    if events"),
+    ),
+    _mutant(
         "wrong_draft_is_taken",
         Group.OUTPUTS,
         "schedule_equivalence",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.http.body import BodyMeter
+from pawl.http.body import UNFINISHED_BODIES, BodyMeter
 from tests.pawl.fake_engine import Served
 
 TEXTS = st.text('a"\\[]{},:19', max_size=12)
@@ -89,3 +89,11 @@ def test_text_may_hold_any_number_of_marks(client: httpx.Client) -> None:
     text = '["{,\\' * 60_000 + "1" * 50_000
     reply = client.post("/tokenize", json={"prompt": text})
     assert reply.json()["count"] == len(text)
+
+
+def test_bytes_of_bodies_that_are_refused_are_given_back() -> None:
+    held = b'{"prompt":[' + b"1," * 500_001 + b"1]}"
+    with Served(max_body_bytes=len(held)) as served, httpx.Client(base_url=served.url) as client:
+        for _ in range(UNFINISHED_BODIES + 1):
+            reply = client.post("/tokenize", content=held, headers={"content-type": "application/json"})
+            assert (reply.status_code, "values" in reply.text) == (413, True)
