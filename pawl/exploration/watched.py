@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from pawl.commands.failures import exit_status, told
-from pawl.testing.subject.watchdog import WHERE, Pulse, be_watched
+from pawl.testing.subject.watchdog import DEAF, WHERE, Pulse, be_watched
 
 Tell: TypeAlias = Callable[[dict[str, Any]], None]
 """Tells whoever watches something, as JSON."""
@@ -22,6 +22,7 @@ PATIENCE_S = 5.5
 """After which a call that stands still is ended with its process: those that an exception can end have been by then."""
 LOOK_S = 0.5
 """From one look at a process to the next, at the most."""
+CLOSED = "closed files that are not its own"
 GRACE_S = 1.0
 """For a process to end that is asked to."""
 
@@ -68,6 +69,7 @@ class Watched:
 
     def _run(self, body: Callable[[Tell], None], reports: int) -> None:
         be_watched(self._pulse)
+        self._pulse.tells_by(reports)
         os.dup2(2, 1)  # what is explored may print, and is not the report
         try:
             report(body, reports, os.getppid())
@@ -123,7 +125,7 @@ class Watched:
         if self.lost:
             return
         if status is None:
-            self.lost = f"{call or 'a call'} closed files that are not its own"
+            self.lost = f"{call or 'a call'} {CLOSED}"
         elif call:  # what is raised ends a call
             self.lost = f"{call} {_ended(status)}"
 
@@ -145,6 +147,8 @@ class Watched:
 
 
 def _ended(status: int) -> str:
+    if status == DEAF:
+        return CLOSED
     if status < 0:
         return f"ended the process, by signal {-status}" + (" (as where memory runs out)" if status == -9 else "")
     return f"ended the process, with status {status}"

@@ -95,6 +95,25 @@ class AloneEnds(Alone):
         os._exit(0)
 
 
+class Closes:
+    name = "mine"
+
+    def order(self, rows, waiting):
+        os.closerange(3, 256)
+        return rows
+
+
+class ClosesBehind(RadixCache):
+    def evict(self, count):
+        os.closerange(0, 256)
+        return super().evict(count)
+
+
+class AloneCloses(Alone):
+    def does(self):
+        os.closerange(3, 256)
+
+
 class AlonePresses(Alone):
     def does(self):
         raise KeyboardInterrupt
@@ -130,6 +149,9 @@ def explored(flag: str, part: str, *words: str) -> int:
         ),
         ("subject", "AloneCounts", "returns: schedule does not return", "line 75 in does"),
         ("subject", "AloneEnds", "raises_nothing: schedule ended the process, with status 0", ""),
+        ("policy", "Closes", r"your policy .*:Closes \(order, parts.py:86\) closed files that are not its own", ""),
+        ("cache", "ClosesBehind", r"your cache .*:ClosesBehind \(evict, parts.py:92\) closed files .*", ""),
+        ("subject", "AloneCloses", "raises_nothing: schedule closed files that are not its own", ""),
     ],
 )
 def test_a_call_with_which_the_process_is_lost_is_named(

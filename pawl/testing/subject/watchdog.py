@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import faulthandler
 import mmap
+import os
 import signal
 import struct
 import tempfile
@@ -20,6 +21,8 @@ WHERE = signal.SIGUSR1
 """Tells a process that is watched to write where it is; it does so within code that is not Python's, too."""
 _MOST_WORDS = 1 << 10
 _MOST_NOTED = 1 << 16
+DEAF = 79
+"""Status of a process whose call has closed the file by which it tells what it finds."""
 MOST_FRAMES = 4
 """Of where a process is, told to a person."""
 _OURS = str(Path(__file__).parents[1])
@@ -37,6 +40,22 @@ class Pulse:
         self._memory = mmap.mmap(-1, _HEAD.size + _MOST_WORDS + _MOST_NOTED)
         self.frames = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with its owner
         """Where the process writes what it is at when it is told so by `WHERE`."""
+        self._reports: os.stat_result | None = None
+        self._descriptor = -1
+
+    def tells_by(self, descriptor: int) -> None:
+        """This file tells what the process finds."""
+        self._descriptor, self._reports = descriptor, os.fstat(descriptor)
+
+    @property
+    def deaf(self) -> bool:
+        """Whether that file was closed, or is another one now."""
+        if self._reports is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._descriptor), self._reports)
+        except OSError:
+            return True
 
     def begin(self, words: bytes) -> bytes:
         """A call begins that these words name; none: it is over. Gives the words of the call that it is part of."""
@@ -116,6 +135,8 @@ def limited(seconds: float, *, of_processor: bool = False, call: str = "") -> It
             yield
     finally:
         for pulse, outer in zip(_watched, before, strict=True):
+            if pulse.deaf:  # while it is known which call it was
+                os._exit(DEAF)
             pulse.begin(outer)
 
 
