@@ -213,19 +213,24 @@ def test_text_that_cannot_be_made_ends_its_request_alone(monkeypatch: pytest.Mon
     if where != "end":
         [last] = bench.step(ended=[ended(1, 11, Cause.INTERNAL)])
         assert (last.request, last.done is not None) == (11, True)
+    if where != "open":
+        assert bench.actor._unreadable == set(), "nobody is remembered who has ended"
 
 
 def test_a_step_whose_text_cannot_be_made_as_a_whole_ends_all_it_names_and_no_others() -> None:
     bench = DetokenizerBench()
     [hello] = bench.ids("hello")
-    for row in range(3):
+    for row in range(5):
         bench.open(row, 10 + row)
     scores: Any = SECRET  # nobody's in particular
-    message = StepTokens(np.array([0], np.int32), np.array([hello], np.int32), ended=(ended(1, 11),), logprobs=scores)
-    assert bench.actor.spares(message, Broken(SECRET))
+    ends, rows, tokens = (ended(1, 11), ended(4, 14)), np.array([0, 3], np.int32), np.array([hello] * 2, np.int32)
+    assert bench.actor.spares(StepTokens(rows, tokens, ended=ends, logprobs=scores), Broken(SECRET))
     [outputs] = bench.context.take("gateway")
-    assert [(output.request, output.done.cause) for output in outputs.outputs] == [(11, Cause.INTERNAL)]
-    assert [message.requests for message in bench.finishes()] == [(10,)]
+    assert [(output.request, output.done.cause) for output in outputs.outputs] == [
+        (11, Cause.INTERNAL),
+        (14, Cause.INTERNAL),
+    ]
+    assert [message.requests for message in bench.finishes()] == [(10,), (13,)]
     assert bench.actor.num_open == 1
     assert [output.request for output in bench.step([(2, hello)])] == [12]
 

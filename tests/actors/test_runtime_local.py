@@ -96,3 +96,28 @@ def test_a_message_from_outside_to_nobody_is_a_dead_letter_that_says_so() -> Non
     (letter,) = system.dead_letters.recent()
     assert (letter.to, letter.sender, letter.message) == ("nobody", OUTSIDE, message)
     assert letter.reason is Reason.UNKNOWN_RECEIVER
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_system_that_was_stopped_does_not_start_again(begun: bool) -> None:
+    system, actor = LocalSystem(), Doing(ignore)
+    system.spawn(actor, "actor")
+    if begun:
+        system.start()
+    assert system.stop() == ()
+    with pytest.raises(RuntimeError, match="already"):
+        system.start()
+    assert actor.was_stopped.is_set() == begun
+    assert not system.send("actor", Number(1))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_waits_for_a_stop_that_fails_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = LocalSystem()
+
+    def fails(order: tuple[str, ...], timeout_s: float) -> None:
+        raise OSError("a defect")
+
+    monkeypatch.setattr(system, "_stop_in_order", fails)
+    assert system.stop() == ()
+    assert system.wait(0.0)

@@ -254,8 +254,15 @@ def test_a_wire_to_which_nobody_has_come_takes_nothing_however_often_it_is_looke
     assert waits.blocked
     assert not waits.send([b"it would be lost"])
     comes = StreamWire(Nobody(), f"{tmp_path}/link", waits=False)
+    assert waits.polled() == [(waits._socket.fileno(), True, False)], "nobody is there to be written to"
     waits.look()
     assert waits.send([b"now"])
+    for full in (False, True):
+        waits.blocked = full
+        # What can be written at any time would keep who waits for it awake.
+        assert waits.polled() == [(waits._socket.fileno(), True, full)]
+    waits._ended = True
+    assert waits.polled() == []
     for wire in (waits, comes):
         wire.shut()
 

@@ -104,6 +104,23 @@ def test_changes_of_the_cache_come_once_and_before_the_record_that_asks() -> Non
     assert [type(record) for record in records] == [Cached, Idled, Idled]
 
 
+def test_changes_of_the_cache_that_could_not_be_written_come_before_the_next_record() -> None:
+    records: list[Record] = []
+
+    def emit(record: Record) -> None:
+        if not fails:
+            records.append(record)
+        elif fails.pop():
+            raise OSError("no room")
+
+    fails, journal = [True], Journal(emit)
+    journal.precede(Feed())
+    with pytest.raises(OSError, match="no room"):
+        journal.idled(1.0)
+    journal.idled(2.0)
+    assert [type(record) for record in records] == [Cached, Idled]
+
+
 @pytest.mark.parametrize(
     ("limit", "requests"), [(2 * REQUEST_BYTES, 2), (2 * (REQUEST_BYTES + 3 * TOKEN_BYTES) + 1, 3)]
 )

@@ -96,8 +96,6 @@ class StreamWire(SocketWire):
                 self._accept()
             for _ in range(IN_A_ROW if not self._ended else 0):
                 for frames in self._incoming.read(self._socket):
-                    if self.closed:
-                        return
                     self._hear(link, frames)
                 if self._incoming.is_dry:
                     return
