@@ -96,16 +96,17 @@ fetches under way is restored and gone on from, all that a step says of rows goe
 what fails twice for the sake of one request ends that one (a stop that a router could never handle ended the router).
 Two survivors were of code that was not needed: it is gone.
 
-Seed 43 was drawn from what carries messages alone (45 s of tests, no exploration), so its share is none of a room; seed
-44 from all rooms, with 40 s and no exploration, after what seed 43 had led to: its share is an estimate for the four
-rooms. Time sufficed for 187 and 155 edits, the beginnings of the samples. With those that change nothing 20 of 187 and
-14 of 155 survived. By class: known lives of event loops, of threads, of visitors (`tests/actors/turns.txt`), of who
-reads wires (`tests/actors/readings.txt`) and of mailboxes, which were written while seed 43 was judged without them and
-alone notice eight of its survivors; each lie of another process is counted and changes nothing; what a system refuses
-changes nothing. Seed 43 found a spawn that was refused and yet changed what an actor of that name accepts from
-elsewhere, and beside it that other processes were told of an actor which comes up late only when it ran: what it sent
-as it began was not heard, and the next number was the loss of its process. Three survivors were of code that was not
-needed: it is gone. Seven survivors of seed 44 stand below: nobody has found time to close them."""
+Seed 43 was drawn from what carries messages alone (45 s of tests, no exploration), so its share is none of a room;
+seed 44 from all rooms, with 40 s and no exploration, after what seed 43 had led to: its share is an estimate for the
+four rooms. Time sufficed for 187 and 155 edits, the beginnings of the samples. With those that change nothing 20 of
+187 and 14 of 155 survived. By class: known lives of event loops, of threads, of visitors (`tests/actors/turns.txt`),
+of who reads wires (`tests/actors/readings.txt`) and of mailboxes, which were written while seed 43 was judged without
+them and notice eight of its survivors (timers that are set as an actor begins came to them later); each lie of another
+process is counted and changes nothing; what a system refuses changes nothing. Seed 43 found a spawn that was refused
+and yet changed what an actor of that name accepts from elsewhere, and beside it that other processes were told of an
+actor which comes up late only when it ran: what it sent as it began was not heard, and the next number was the loss of
+its process. Three survivors were of code that was not needed: it is gone. Seven survivors of seed 44 stand below:
+nobody has found time to close them."""
 
 
 def page(results: Results) -> Iterator[str]:
@@ -184,7 +185,7 @@ def _survivor(row: Row) -> Iterator[str]:
 
 
 def _asked(row: Row) -> str:
-    explored = f"{row.explored.count} schedules" if row.explored is not None else "exploration never reaches it"
+    explored = f"{row.explored.count} schedules" if row.explored is not None else "not explored"
     tested = f"{row.tested.count} tests" if row.tested is not None else "no test reaches it"
     return f"{tested}, {explored}"
 
