@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch, StepResult
+
+_LOOKED_AT = (0.0, 0.3, 0.6)
+"""Which tokens are read, as a share of all."""
 
 
 class OneAtATime(Protocol):
@@ -29,10 +33,12 @@ def steps_alone(
     page_size: int,
     num_prompt: int | None = None,
     adapter: int = 0,
+    windows: bool = False,
 ) -> Iterator[StepResult]:
     """What each step gives: all `known` tokens and the next one, then one token after the other, `num_output` in all,
     stopped by nothing. One step where that is 0. Those after the first `num_prompt` (None: all) are output already.
-    `adapter`: number of the adapter slot that it computes with; 0: none."""
+    `adapter`: number of the adapter slot that it computes with; 0: none. `windows`: windowed layers have a store of
+    their own."""
     num_prompt = len(known) if num_prompt is None else num_prompt
     runner.reset()
     none = np.zeros(0, np.int32)
@@ -51,7 +57,32 @@ def steps_alone(
             page_slots=np.zeros_like(pages),
             page_indices=pages,
             pages=pages,
-            window_pages=None,
+            window_pages=pages if windows else None,
             admitted=(newcomer,) if first else (),
         )
         yield runner.collect(runner.launch(batch))
+
+
+class NoScores(Exception):
+    """A model gives no scores that are numbers."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(
+            f"{path}: the model's scores are not finite numbers, whatever it reads: its weights are finite, and some "
+            "are too large to be computed with in this type"
+        )
+
+
+def check_scores(runner: OneAtATime, path: Path | str, num_tokens: int, page_size: int, *, windows: bool) -> None:
+    """Have the model at `path` read one token, and another one where that says nothing: raises NoScores where it has
+    numbers for none of a few, as then no request could be answered. The runner is left with no slot in use."""
+    greedy = SamplingParameters(temperature=0.0, max_new_tokens=1)
+    try:
+        for share in _LOOKED_AT:
+            known = np.array([int(share * num_tokens)], np.int32)
+            (result,) = steps_alone(runner, known, greedy, 1, page_size, windows=windows)
+            if result.unusable is None or not result.unusable.any():
+                return
+    finally:
+        runner.reset()
+    raise NoScores(path)

@@ -89,7 +89,7 @@ class GrammarRows:
         try:
             matcher = self._grammars.get(grammar).matcher()
         except GrammarRefused as error:
-            log.warning("a grammar cannot be compiled again", reason=str(error))
+            log.warning("a grammar cannot be compiled again", reason=type(error).__name__)  # whose words may quote it
             return None
         output = admission.history[admission.num_prompt :].tolist()
         return matcher if all(map(matcher.accept, output)) else None

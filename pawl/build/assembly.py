@@ -24,6 +24,7 @@ from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
+from pawl.gpu.alone import check_scores
 from pawl.gpu.devices import available_memory, num_devices
 from pawl.gpu.dtypes import DTYPES, name_of
 from pawl.gpu.encoder.config import is_encoder
@@ -68,7 +69,7 @@ def load_parts(
     """Load the model named by the configuration; `report` hears how far it is. With `outposts` ranks live there too.
 
     Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit, WeightsDoNotFit,
-    ModelDoesNotFit, ConfigError, and of ranks RankLost, StartRefused or HostGone, each with a message for the user.
+    ModelDoesNotFit, NoScores, ConfigError, of ranks RankLost, StartRefused or HostGone, each with a message for people.
     """
     began = time.monotonic()
     check_settings(config)
@@ -93,7 +94,6 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
     """The parts of an engine with this decoder."""
     two_pools = _two_pools(config, source.config)
     pooling = pooling_of(config, source.path)
-    device = config.device
     dtype, stored = _dtype(config), _stored(config, source)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     grammars = make_grammars(config.grammar_backend, vocabulary, eager=True)
@@ -111,9 +111,9 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         window=widest_window(source.config) if two_pools else None,
         num_window_pages=plan.num_window_pages,
     )
-    on_device = device == "cuda"
+    on_device = config.device == "cuda"
     if on_device:
-        check_weights(sum(weight.nbytes for weight in weights.values()), device)
+        check_weights(sum(weight.nbytes for weight in weights.values()), config.device)
     limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
     runner = Runner(
         source.config,
@@ -123,7 +123,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         page_size=plan.page_size,
         num_slots=loop_config.max_running,
         max_context=loop_config.max_context,
-        device=device,
+        device=config.device,
         dtype=dtype,
         threads=config.threads,
         backend=config.backend,
@@ -138,6 +138,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         asked = plan if _sized(config) else None
         plan = settle_pages(config, runner, loop_config, asked)
         loop_config = _with_pages(loop_config, plan)
+    check_scores(runner, source.path, vocabulary.num_embeddings, plan.page_size, windows=two_pools)
     return assemble(
         config,
         source=source,

@@ -24,6 +24,7 @@ FAILURES = {
     "pawl.gpu.weights.checks": ("WeightMismatch",),
     "pawl.gpu.weights.finite": ("NotFinite",),
     "pawl.gpu.models.config": ("UnsupportedModel",),
+    "pawl.gpu.alone": ("NoScores",),
     "pawl.gpu.backend": ("BackendUnavailable",),
     "pawl.gpu.kv": ("KvDoesNotFit",),
     "pawl.gpu.parallel.ranks": ("RankLost", "StartRefused", "HostGone"),

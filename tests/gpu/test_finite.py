@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pawl.commands.failures import EXIT_FAILED, exit_status
+from pawl.gpu.alone import NoScores, check_scores
 from pawl.gpu.dtypes import DTYPES, dtype_of, floats_of
 from pawl.gpu.models.config import UnsupportedModel
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.parallel.shard import Shard, keeper
 from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.runner import Runner
 from pawl.gpu.weights.blocks import BlockFormat, Blocks
 from pawl.gpu.weights.cache import entry_path, load_cached_weights, write_entry
 from pawl.gpu.weights.fingerprint import Samples
@@ -25,6 +28,7 @@ from pawl.gpu.weights.safetensors import sent_weights
 from pawl.gpu.weights.source import ModelSource, load_blocks, load_weights, source_at
 from tests.gpu.driving import same_bits
 from tests.gpu.gguf_files import write_model
+from tests.gpu.native_models import HYBRID, ODD
 from tests.gpu.packed_files import WAYS, write_packed
 from tests.gpu.quantised import FORMATS, numbers, random_blocks
 from tests.gpu.tiny import save_tiny
@@ -219,3 +223,23 @@ def test_a_rope_that_turns_by_no_number_is_refused(factor: float, tmp_path: Path
     with pytest.raises(UnsupportedModel, match="angles that are not finite"):
         type(config)(**fields | {"rope": type(config.rope)(config.rope.base, (*factors, factor))})
     assert good.rope.factors[-1] == 8.0
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@pytest.mark.parametrize("value", [3e38, 1.0])
+def test_a_model_whose_finite_weights_are_too_large_for_any_score_is_refused_at_its_start(
+    value: float, windows: bool
+) -> None:
+    config = HYBRID if windows else ODD
+    weights = random_weights(config, torch.float32)
+    if value != 1.0:
+        weights["model.layers.0.self_attn.o_proj.weight"].fill_(value)
+    more = {"num_window_pages": 8} if windows else {}
+    size: dict[str, Any] = {"num_pages": 8, "page_size": 4, "num_slots": 2, "max_context": 16}
+    runner = Runner(config, weights, dtype=torch.float32, **size, **more)
+    if value == 1.0:
+        check_scores(runner, "m", config.vocab_size, 4, windows=windows)
+        return
+    with pytest.raises(NoScores, match="m: the model's scores are not finite numbers, whatever it reads") as caught:
+        check_scores(runner, "m", config.vocab_size, 4, windows=windows)
+    assert exit_status(caught.value) == EXIT_FAILED
