@@ -18,10 +18,8 @@ from typing import NamedTuple
 from pawl.commands.failures import CommandFailed
 from pawl.exploration import Totals
 from pawl.exploration.task import Report, Task, explore
-from pawl.exploration.watched import LOOK_S, Tell, Watched
+from pawl.exploration.watched import LEAVING_S, LOOK_S, Tell, Watched
 
-PATIENCE_S = 10.0
-"""For a process to end after its last report."""
 SCHEDULES_OF_FEWER = 50
 OVERTIME_S = 5.0
 """For a process that makes what it has found smaller to end once its time is over."""
@@ -91,7 +89,7 @@ def with_fewer(text: str, task: Task, output: Path) -> str:
 def gather(children: Sequence[Child], output: Path, watcher: Watcher) -> tuple[Totals, str]:
     """What all of them come to; the first that finds something is waited for, the others are ended."""
     finder = _watch(children, output, watcher)
-    statuses = [child.end(PATIENCE_S if child.final else 0.0) for child in children]
+    statuses = [child.end(LEAVING_S if child.final else 0.0) for child in children]
     totals = Totals()
     for child in children:
         totals = totals.plus(child.totals)

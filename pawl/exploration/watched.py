@@ -25,6 +25,8 @@ LOOK_S = 0.5
 CLOSED = "closed files that are not its own"
 GRACE_S = 1.0
 """For a process to end that is asked to."""
+LEAVING_S = 60.0
+"""For one to end that has come to its end, on a machine that has much else to do."""
 
 
 class _Gone(Exception):
@@ -120,7 +122,8 @@ class Watched:
 
     def said_no_more(self) -> None:
         """It has told its last, before all was told."""
-        self._process.join(GRACE_S)
+        # Outside of calls nothing runs that closes what is not its own: it is ending, however long that takes.
+        self._process.join(GRACE_S if self._pulse.call else LEAVING_S)
         status, call = self._process.exitcode, self._pulse.call
         if self.lost:
             return

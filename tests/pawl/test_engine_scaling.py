@@ -81,7 +81,12 @@ def test_streams_are_those_of_one_replica_while_others_come_and_leave(
 def test_what_a_replica_that_left_had_is_found_in_the_trace_of_another_with_its_first_tokens(tmp_path: Path) -> None:
     with Engine(config(tmp_path, dp=1, max_dp=2)) as engine:
         scale(engine, 2, on_load=False)
-        texts(engine, lambda: scale(engine, 1, grace_s=0))
+        endless = [engine.stream(prompt, SAMPLING | {"max_new_tokens": 30_000}) for prompt in PROMPTS]
+        for stream in endless:
+            next(stream)
+        scale(engine, 1, grace_s=0)
+        for stream in endless:
+            stream.close()
     runs = [TraceReader(tmp_path / f"replica-{place}" / "run-000001") for place in range(2)]
     left, stayed = sorted(([each.request for each in run if isinstance(each, Submitted)] for run in runs), key=len)
     assert len(left) == 3

@@ -4,7 +4,9 @@ and says which call it was."""
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -193,3 +195,32 @@ def test_what_is_lost_with_the_process_comes_in_fewer_requests(parts: Path, caps
     assert explored("subject", f"{parts}:AloneEnds", *words) == 1
     (told,) = json.loads(capsys.readouterr().out)["counterexamples"].values()
     assert told.count("\n  request") - told.count("is submitted") == 1
+
+
+def test_a_process_that_takes_its_time_to_end_has_closed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, let_go = os.pipe()
+    here = os.getpid()
+
+    class Slow:
+        def flush(self) -> None:
+            if os.getpid() != here:
+                os.read(goes_on, 1)
+
+    with monkeypatch.context() as forked:
+        forked.setattr(sys, "stderr", Slow())
+        process = watched.Watched(lambda tell: tell({"refused": "why"}))
+    assert [process.read(), process.read()] == [{"refused": "why"}, None]
+    join = process._process.join
+
+    def patient(seconds: float) -> None:
+        if seconds > watched.GRACE_S:
+            os.write(let_go, b".")
+        join(seconds)
+
+    monkeypatch.setattr(process._process, "join", patient)
+    process.said_no_more()
+    assert (process.lost, process._process.exitcode) == ("", 0)
+    monkeypatch.undo()
+    assert process.end() == 0
+    os.close(goes_on)
+    os.close(let_go)
