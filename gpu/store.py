@@ -15,6 +15,9 @@ from pawl.gpu.populate import ahead_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+LINE_BYTES = 64
+"""Of a line of a processor's caches."""
+
 
 class Store:
     """Pages of some layers, zeroed at the start: [layers, 2, pages, page_size, kv_heads, head_dim]."""
@@ -23,7 +26,7 @@ class Store:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.nbytes = math.prod(shape) * dtype.itemsize
         # Memory of the system's, which it maps page by page as it is first written: a large store costs what is used.
-        self.memory = np.zeros(self.nbytes if self.on_host else 0, np.uint8)
+        self.memory = _zeroed(self.nbytes if self.on_host else 0)
         """uint8 [nbytes], where it is on the host."""
         self._ahead = ahead_of(self.by_page) if self.on_host else None
         self.reached(0)  # while the rest of a server starts
@@ -80,3 +83,10 @@ class Store:
         if not self.on_host:
             self.tensor.untyped_storage().resize_(self.nbytes)
             self.tensor.zero_()
+
+
+def _zeroed(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that begins at a line of the caches, as what the kernels read of it does then."""
+    given = np.zeros(nbytes + LINE_BYTES, np.uint8)
+    begin = -given.ctypes.data % LINE_BYTES
+    return given[begin : begin + nbytes]

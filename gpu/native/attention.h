@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "block_fetch.h"
 #include "few_rows.h"
 #include "matrix.h"
 #include "packing.h"
@@ -23,7 +24,6 @@
 
 namespace pawl {
 
-constexpr int64_t kBlock = 64;
 constexpr int64_t kTaskRows = 48;   // rows that share the packing of a block; more would leave the first cache
 constexpr float kNothingSeen = -1e30f;  // running maximum before the first key; finite, so that differences are too
 
@@ -77,15 +77,15 @@ public:
         for (int64_t head = 0; is_few(rows) && head < task.heads; ++head)
             few_.take(head, task.queries + head * task.queries_stride, rows);
         int64_t begin = oldest / kBlock * kBlock;
-        find_entries(task.pages, begin, oldest, end, next_);
+        find_entries(task.pages, begin, oldest, end, next_.entries);
         for (; begin < end; begin += kBlock) {
-            std::copy_n(next_, kBlock, entries_);
+            std::copy_n(next_.entries, kBlock, entries_);
             if (begin + kBlock < end)
                 begin_fetching(task, begin + kBlock, window);
             else if (following != nullptr)
                 begin_fetching(*following, first_visible(following->first, window) / kBlock * kBlock, window);
             attend(task, window, begin);
-            fetch(kBlock);
+            next_.fetch(kBlock);
         }
         for (int64_t head = 0; head < task.heads; ++head) write(task, head);
     }
@@ -104,10 +104,8 @@ private:
 
     // What is fetched from now on: the task's block at `begin`.
     void begin_fetching(const AttentionTask<Element>& task, int64_t begin, int64_t window) {
-        find_entries(task.pages, begin, first_visible(task.first, window), task.first + task.positions, next_);
-        next_keys_ = task.keys, next_values_ = task.values;
-        next_bytes_ = task.heads * head_dim_ * int64_t(sizeof(Stored));
-        fetched_ = due_ = 0;
+        find_entries(task.pages, begin, first_visible(task.first, window), task.first + task.positions, next_.entries);
+        next_.begin(task.keys, task.values, task.heads * head_dim_ * int64_t(sizeof(Stored)));
     }
 
     // entries[i]: element offset of key begin + i, or kNowhere outside oldest .. end.
@@ -120,29 +118,12 @@ private:
         }
     }
 
-    // Bring `keys` more keys of what is fetched close, and their values. Inline: a compiler drops calls that only fetch.
-    inline __attribute__((always_inline)) void fetch(int64_t keys) {
-        for (const int64_t last = std::min(fetched_ + keys, kBlock); fetched_ < last; ++fetched_) {
-            if (next_[fetched_] == kNowhere) continue;
-            const char* key = reinterpret_cast<const char*>(next_keys_ + next_[fetched_]);
-            const char* value = reinterpret_cast<const char*>(next_values_ + next_[fetched_]);
-            for (int64_t line = 0; line < next_bytes_; line += 64) {
-                __builtin_prefetch(key + line, 0, 2);
-                __builtin_prefetch(value + line, 0, 2);
-            }
-        }
-    }
-
-    // A key head takes 64 shares of a block's time, and a core forgets fetches where there are many at once.
-    inline __attribute__((always_inline)) void fetch_share(int64_t shares, int64_t heads) {
-        for (due_ += shares; due_ >= heads; due_ -= heads) fetch(1);
-    }
-
     // One block of keys.
     void attend(const AttentionTask<Element>& task, int64_t window, int64_t begin) {
         [[maybe_unused]] const AsInTiles<Element> tiny{};
         if constexpr (kFew<Element>)
             if (is_few(task.positions * group_)) return attend_few(task, window, begin);
+        next_.pace(0);
         for (int64_t head = 0; head < task.heads; ++head) attend_block(task, window, head, begin);
     }
 
@@ -185,7 +166,7 @@ private:
 #if defined(__AVX512F__)
             for (; k + 16 <= depth; k += 16) transpose_16(rows, k * 4, to + k * kPanel);
 #endif
-            fetch_share(8, heads);
+            next_.share(8, heads);
             for (; k < depth; ++k)
                 for (int64_t i = 0; i < 16; ++i) std::memcpy(to + k * kPanel + i, rows[i] + k * 4, 4);
         }
@@ -194,7 +175,7 @@ private:
     // Values as panels [depth = keys][32 dimensions].
     void pack_values(const Stored* values, int64_t depth, int64_t heads) {
         for (int64_t k = 0; k < depth; ++k) {
-            if (k * Element::kPerUnit % 2 == 0) fetch_share(1, heads);
+            if (k * Element::kPerUnit % 2 == 0) next_.share(1, heads);
             const Stored* first = entry(values, k * Element::kPerUnit);
             const Stored* last = entry(values, (k + 1) * Element::kPerUnit - 1);
             for (int64_t column = 0; column < head_dim_; column += kPanel) {
@@ -245,6 +226,7 @@ private:
             Floats weight = power_of_two(scores[v] - top);
             if constexpr (!kAll) weight = seen[v] ? weight : Floats{};
             sums[v % (kParts / kLanes)] += weight;
+            if constexpr (kFew<Element>) next_.evenly(kWeighUnits);
             Element::store_narrow(weights + v * kLanes, weight);
         }
         // The common case spelled out: 2 ** 0 is exactly 1.
@@ -275,10 +257,10 @@ private:
     bool is_few(int64_t rows) const { return kFew<Element> && rows <= kFewRows && head_dim_ % kPanel == 0; }
     __attribute__((noinline)) void attend_few(const AttentionTask<Element>& task, int64_t window, int64_t begin);
     void multiply_keys(const AttentionTask<Element>& task, int64_t head, int64_t count);
-    void add_few(const Stored* const* values, int64_t head, int64_t rows, int64_t count, int64_t heads);
+    void add_few(const Stored* const* values, int64_t head, int64_t rows, int64_t count);
     template <int kRows>
     void add_few_rows(int64_t rows, const float* weights, const Stored* const* values, int64_t head, int64_t column,
-                      int64_t count, int64_t first_row, int64_t heads);
+                      int64_t count, int64_t first_row);
 
 #if defined(__AVX512BW__)
     // As `accumulate`, of rows that share one tile: values are paired as they are multiplied, without panels of them.
@@ -296,7 +278,7 @@ private:
                 for (int v = 0; v < 2; ++v)
                     total[row][v] = load<Floats>(totals + row * kPanel + v * kLanes) * keep_[size_t(first_row + row)];
             for (int64_t k = 0; k < units<Element>(count); ++k) {
-                if (column == 0) fetch_share(1, heads);
+                if (column == 0) next_.share(1, heads);
                 const Paired pairs = paired(entry(values, 2 * k) + column, entry(values, 2 * k + 1) + column);
 #pragma GCC unroll 8
                 for (int row = 0; row < kRows; ++row) {
@@ -325,7 +307,8 @@ private:
         }
     }
 
-    static constexpr int64_t kNowhere = -1;
+    // What 16 keys and their scores, 16 weights of a row, and a pair of values take of a block's time, where rows are few.
+    static constexpr int64_t kKeysUnits = 8, kWeighUnits = 12, kPairUnits = 1;
 
     const int64_t group_, head_dim_, page_size_, token_stride_;
     const float score_scale_;
@@ -334,9 +317,8 @@ private:
     std::vector<State> states_;
     std::vector<float> keep_;
     FewRows few_;
-    int64_t entries_[kBlock], next_[kBlock];
-    const Stored *next_keys_ = nullptr, *next_values_ = nullptr;
-    int64_t next_bytes_ = 0, fetched_ = kBlock, due_ = 0;
+    int64_t entries_[kBlock];
+    BlockFetch<Stored> next_;
 };
 
 }  // namespace pawl

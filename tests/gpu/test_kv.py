@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +24,7 @@ from pawl.gpu.kv import (
     widest_window,
 )
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.store import LINE_BYTES, Store
 from pawl.gpu.weights.source import resolve_source
 from pawl.loops.select import LoopConfig, make_windows
 from tests.gpu.native_models import HYBRID, ODD
@@ -174,3 +176,11 @@ def test_layers_of_two_stores_do_not_overlap() -> None:
         assert (store.values(layer) == 2 * layer + 2).all()
         assert store.windowed(layer) == (HYBRID.windows[layer] is not None)
         assert len(store.keys(layer)) == (2 if store.windowed(layer) else 3)
+
+
+@pytest.mark.parametrize("pages", [1, 3, 1_000])
+def test_pages_begin_at_a_line_of_the_caches(pages: int) -> None:
+    store = Store((2, 2, pages, 4, 1, 8), np.dtype(np.uint16), "cpu")
+    assert store.memory.ctypes.data % LINE_BYTES == 0
+    assert len(store.memory) == store.nbytes
+    assert not store.memory.any()
