@@ -71,7 +71,7 @@ def _records_of(run: Cluster, request: int | None) -> list[tuple[Submitted, Simu
         for record in replica.trace.records
         if isinstance(record, Submitted) and record.request == request
     ]
-    return sorted(found, key=lambda each: each[0].time)
+    return sorted(found, key=lambda each: (each[0].time, each[0].num_retractions))
 
 
 def _check_gone_on(

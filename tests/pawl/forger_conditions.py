@@ -296,11 +296,12 @@ _FOLLOWS: dict[str, tuple[type[Record], ...]] = {
 
 
 def nobody_left(records: Sequence[Record], forgery: Forgery) -> bool:
-    """The engine stops next, but for who is refused."""
+    """The engine stops before it plans again, but for who is refused: what orders alone do may come in between."""
     rest = records[forgery.at + 1 :]
     refused = {each.request for each in rest if isinstance(each, Transition) and each.source is State.NEW}
     rest = [each for each in rest if getattr(each, "request", None) not in refused]
-    return all(isinstance(each, Delivered | Answered | AnswersClosed | Closed) for each in rest)
+    of_orders = Delivered | WeightGroupMoved | MemoryMoved
+    return all(isinstance(each, of_orders | Answered | AnswersClosed | Closed) for each in rest)
 
 
 def not_named_again(records: Sequence[Record], forgery: Forgery) -> bool:

@@ -78,6 +78,13 @@ def test_a_request_goes_on_with_its_deadline_and_with_what_was_told(other: dict[
         check_asked(run, run.desk.clients[0])
 
 
+def test_of_replicas_that_had_it_at_the_same_time_the_one_that_counts_fewer_lost_was_before() -> None:
+    run = served(msgspec.structs.replace(ASKED, shape=Shape(replicas=3)))
+    recorded(run, 1, output=b"abcd", num_retractions=2)
+    recorded(run, 2, output=b"abcd", num_retractions=1)
+    check_asked(run, run.desk.clients[0])
+
+
 @pytest.mark.parametrize(("step_s", "faults"), [(0.0, Faults(rush=1)), (0.1, NO_FAULTS)])
 def test_where_messages_are_under_way_for_some_time_deadlines_may_move_with_them(step_s: float, faults: Faults) -> None:
     run = served(msgspec.structs.replace(ASKED, shape=Shape(replicas=2, step_s=step_s)), faults)
