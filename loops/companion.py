@@ -48,6 +48,9 @@ class Companion:
     def flushed(self) -> None:
         """The prefix cache was emptied on demand."""
 
+    def emptied(self) -> None:
+        """The prefix cache was emptied, and its memory is released next: nothing may begin that needs any."""
+
     def stopped(self) -> None:
         """The engine stops, and no request is live."""
 

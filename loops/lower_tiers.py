@@ -64,6 +64,9 @@ class LowerTiers(Companion):
     def turning(self, now: float) -> None:
         self.settle()
 
+    def emptied(self) -> None:
+        self.settle()
+
     def planning(self, now: float) -> None:
         self.fetching.begin(now)
 

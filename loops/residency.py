@@ -63,7 +63,7 @@ class MemoryKeeper:
         move = Move(ticket=self._num_moves + 1, asker=asker, event=event, tags=tags)
         if event is ResidencyEvent.RELEASE:
             if MemoryTag.KV_CACHE in tags:
-                self._empty(now)
+                self._empty()
             after = loop.released | frozenset(tags)
             loop.journal.memory(event, tags, now)
             loop.released = after
@@ -101,12 +101,12 @@ class MemoryKeeper:
             return UPDATING
         return in_the_way(loop, tags) if event is ResidencyEvent.RELEASE else None
 
-    def _empty(self, now: float) -> None:
+    def _empty(self) -> None:
         """Nothing is in the prefix cache. Tiers below get what they are to keep of it, before it is released."""
         if not self._loop.memory.flush():
             raise AssertionError("pages are released that somebody owns")
         for companion in self._loop.companions:
-            companion.turning(now)
+            companion.emptied()
 
     # ---- checkpoints ----
 

@@ -46,10 +46,7 @@ def drawn_unload(source: Source, name: str) -> tuple[LoadAdapter | UnloadAdapter
     return (unload, drawn_load(source, name)) if source.chance(0.5) else (unload,)
 
 
-_REFUSALS = (
-    *(NOT_ENABLED, UNREAD, "already loaded", "unload one first", "starvation", "still being loaded"),
-    "the weights that it goes with are released",
-)
+_REFUSALS = (NOT_ENABLED, UNREAD, "already loaded", "unload one first", "starvation", "still being loaded")
 
 
 def _check_loaded(body: LoadAdapter, reply: Reply) -> str | None:

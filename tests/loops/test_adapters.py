@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -419,10 +420,16 @@ def test_weights_are_not_released_under_an_adapter_that_is_being_read_and_a_rele
     assert move.asker == waiting
 
 
-def test_no_adapter_is_read_while_the_weights_are_released() -> None:
+@pytest.mark.parametrize("tags", [(MemoryTag.WEIGHTS,), None])
+@pytest.mark.parametrize("release_first", [True, False])
+def test_no_adapter_is_read_while_the_weights_are_released(
+    release_first: bool, tags: tuple[MemoryTag, ...] | None
+) -> None:
     server = Server()
-    server.deliver(ReleaseMemory((MemoryTag.WEIGHTS,)))
-    server.load("a")
+    release, load = partial(server.deliver, ReleaseMemory(tags)), partial(server.load, "a")
+    for give in (release, load) if release_first else (load, release):
+        give()
+    assert server.loop.released == {*(tags or MemoryTag)}
     server.turn()
     assert server.readings == []
     server.loop.released = frozenset()
